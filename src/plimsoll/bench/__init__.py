@@ -1,0 +1,1 @@
+"""Measure: load generator, records."""

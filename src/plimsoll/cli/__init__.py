@@ -1,0 +1,1 @@
+"""Command line: parse, call app, print. No decisions."""

@@ -1,0 +1,5 @@
+"""The `plimsoll` command."""
+
+
+def main() -> None:
+    """Run the command line."""

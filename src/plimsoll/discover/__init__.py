@@ -1,0 +1,1 @@
+"""Read facts off the world: this machine, model files, hubs."""

@@ -1,0 +1,1 @@
+"""Start, watch, restart and stop engine processes; what runs is kept in SQLite."""

@@ -1,0 +1,1 @@
+"""What the user writes: one YAML file, or the same thing as flags."""
