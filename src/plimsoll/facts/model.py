@@ -86,6 +86,12 @@ class TensorClass:
     sharding: Sharding
     layers: int = 0
     """Layers it is spread over (pipeline parallelism cuts it); 0: it lies at one end of the model."""
+    name: str = ""
+    """As stored, with `{}` for the layer: `model.layers.{}.self_attn.q_proj`; "" where several are counted together."""
+    at: tuple[int, ...] = ()
+    """The layers it lies in, an equal share of the bytes in each; empty: outside the layers."""
+    units: int = 0
+    """Equal parts that tensor parallelism can cut it into; with more ranks parts are copied (KV heads). 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
