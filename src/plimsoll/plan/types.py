@@ -68,6 +68,9 @@ class Finding:
     cause: str
     fix: str
     source: str
+    mend: tuple[tuple[str, object], ...] = ()
+    """The fix as changes to the deployment: (key, value), keys as in the spec (`parallel.tensor`, `dtype`); in
+    `extra_args.FLAG` and `env.NAME` the value None takes it out. Empty: nobody but the user can decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
