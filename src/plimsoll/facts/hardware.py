@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from plimsoll.facts.basis import Basis
+
 Vendor = Literal["nvidia", "amd", "ascend", "apple", "intel", "cpu"]
 
 
@@ -32,6 +34,20 @@ class Device:
     runtime: str | None = None
     """Highest CUDA / ROCm / CANN version that the driver carries."""
     source: str = ""
+    memory_basis: Basis = "assumed"
+    bandwidth_basis: Basis = "assumed"
+    dtypes: tuple[str, ...] = ()
+    """That it computes in natively, of the names in `flops`; (): not known."""
+    features: tuple[str, ...] = ()
+    """Instruction-set extensions of a CPU as the kernel names them: avx2, avx512f, amx_bf16, sve ..."""
+    box_bytes: int = 0
+    """What is printed on the box, or soldered on the board; 0: not known."""
+    tdp_watts: float = 0.0
+    """Board power limit as it leaves the factory; 0: not known."""
+    others_bytes: int = 0
+    """Of `memory_bytes`, what other processes hold now (a desktop, another service)."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know of these numbers, one sentence each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +68,7 @@ class Host:
     os: str = "linux"
     glibc: str | None = None
     source: str = ""
+    threads_per_core: int = 1
+    """2 where `cores` counts both hardware threads of each core."""
+    numa_nodes: int = 1
+    notes: tuple[str, ...] = ()
