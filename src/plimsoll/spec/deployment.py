@@ -9,8 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from plimsoll.units import parse_bytes, parse_seconds
 
 Task = Literal["chat", "completion", "embed", "rerank", "classify"]
-Seconds = Annotated[float, BeforeValidator(parse_seconds)]
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds, json_schema_input_type=float | str)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
 
 
 def _tokens(value: Any) -> Any:
@@ -20,7 +20,7 @@ def _tokens(value: Any) -> Any:
     return value
 
 
-Tokens = Annotated[int, BeforeValidator(_tokens), Field(gt=0, le=1 << 27)]
+Tokens = Annotated[int, Field(gt=0, le=1 << 27), BeforeValidator(_tokens, json_schema_input_type=int | str)]
 
 
 class _Part(BaseModel):
