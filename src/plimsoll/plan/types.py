@@ -71,6 +71,8 @@ class Finding:
     mend: tuple[tuple[str, object], ...] = ()
     """The fix as changes to the deployment: (key, value), keys as in the spec (`parallel.tensor`, `dtype`); in
     `extra_args.FLAG` and `env.NAME` the value None takes it out. Empty: nobody but the user can decide."""
+    deployment: str = ""
+    """Name of the deployment it is about; "" where it is about several or none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
