@@ -73,6 +73,8 @@ class Quantization:
     activation: str | None = None
     skip: tuple[str, ...] = ()
     """Names (parts) of modules left at full precision."""
+    name: str = ""
+    """As its files are labelled: Q4_K_M, NVFP4, W8A8 ...; "" where the method says it all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
