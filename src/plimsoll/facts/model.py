@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 AttentionKind = Literal["full", "sliding", "chunked", "mla", "linear", "encoder"]
@@ -47,6 +47,15 @@ class AttentionGroup:
             return 0.0
         heads = 1 if self.kind == "mla" else max(1, -(-self.kv_heads // tensor_parallel))
         return self.layers * heads * (self.head_dim + self.v_head_dim) * value_bytes
+
+
+def merge_groups(groups: Iterable[AttentionGroup]) -> tuple[AttentionGroup, ...]:
+    """Groups that differ in their number of layers only put together, in the order of first appearance."""
+    counts: dict[AttentionGroup, int] = {}
+    for group in groups:
+        one = replace(group, layers=1)
+        counts[one] = counts.get(one, 0) + group.layers
+    return tuple(replace(group, layers=count) for group, count in counts.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
