@@ -15,6 +15,8 @@ from plimsoll.errors import SpecError
 from plimsoll.spec.compose import Document, Key, dotted
 from plimsoll.spec.deployment import Spec
 
+MAX_FAULTS = 20
+
 
 def spec_error(document: Document, name: str, details: Sequence[ErrorDetails]) -> SpecError:
     """One error for all of `details` (pydantic's), in the order of the text."""
@@ -33,10 +35,10 @@ def spec_error(document: Document, name: str, details: Sequence[ErrorDetails]) -
         faults[*document.places[key], f"{dotted(key)}: must be {expected}, not {_shown(branches[0]['input'])}"] = None
     ordered = sorted(faults)
     line, column, _ = ordered[0]
-    return SpecError(
-        "\n".join(f"{name}:{line}:{column}: {what}" for line, column, what in ordered),
-        source=f"{name}:{line}:{column}",
-    )
+    lines = [f"{name}:{line}:{column}: {what}" for line, column, what in ordered[:MAX_FAULTS]]
+    if len(ordered) > MAX_FAULTS:
+        lines.append(f"... and {len(ordered) - MAX_FAULTS} more")
+    return SpecError("\n".join(lines), source=f"{name}:{line}:{column}")
 
 
 def _what(detail: ErrorDetails, key: Key) -> str:

@@ -103,6 +103,12 @@ def test_all_faults_are_told_in_the_order_of_the_text() -> None:
     assert caught.value.source == "s:4:5"
 
 
+def test_endless_faults_are_cut_short() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec("models: [" + "1," * 50 + "]", name="s")
+    assert caught.value.message.splitlines()[-1] == "... and 30 more"
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
