@@ -1,0 +1,183 @@
+"""Drives a client: closed loop at a fixed concurrency. (Open loops are in `arrivals`.)"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from plimsoll.bench.client import Client, Request, clock
+from plimsoll.bench.row import Row
+from plimsoll.errors import BenchError
+
+_BEAT_S = 0.01
+_RETRY_S = 0.2
+_DEAD_AFTER = 20
+"""Connections refused in a row, none made: the server is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generator:
+    """How the load generator itself fared: when it was too slow, the figures are its own and not the server's."""
+
+    cpu_share: float
+    """CPU time of this process over wall time; 1 is one core."""
+    timer_lag_s: float
+    """99th percentile of how late the event loop ran a timer; includes about 1 ms of timer grain."""
+    peak_in_flight: int
+    connections_opened: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The rows of one run, in order of completion, and the window in which the load was as asked for."""
+
+    rows: tuple[Row, ...]
+    window_s: tuple[float, float]
+    """Steady state: from the end of the last worker's warm-up to the moment the first one found nothing left."""
+    generator: Generator
+
+
+async def closed_loop(
+    client: Client,
+    work: Iterator[Request],
+    *,
+    concurrency: int,
+    requests: int | None = None,
+    seconds: float | None = None,
+    warmup: int = 0,
+) -> Run:
+    """Keep `concurrency` requests in flight: each worker sends its next one when its last one has ended.
+
+    Ends after `requests` measured requests in all, or after `seconds`; what is in flight then is let end. Connections
+    are open before the first stamp. BenchError when the server is gone.
+    """
+    if (requests is None) == (seconds is None):
+        raise BenchError("a closed loop ends after requests or after seconds", hint="give one of the two")
+    await client.open(concurrency)
+    state = _Closed(client=client, work=work, left=requests, seconds=seconds, warmup=warmup)
+    try:
+        async with watch(client) as watched, asyncio.TaskGroup() as group:
+            state.begin(concurrency)
+            for _ in range(concurrency):
+                group.create_task(state.worker())
+    except* BenchError as errors:
+        raise errors.exceptions[0] from None
+    end_s = state.first_idle_s or clock()
+    return Run(rows=tuple(state.rows), window_s=(state.start_s, end_s), generator=watched.read())
+
+
+class _Closed:
+    """What the workers of one closed loop share."""
+
+    def __init__(
+        self, *, client: Client, work: Iterator[Request], left: int | None, seconds: float | None, warmup: int
+    ) -> None:
+        self.client = client
+        self.work = work
+        self.left = left
+        self.seconds = seconds
+        self.warmup = warmup
+        self.warming = 0
+        self.rows: list[Row] = []
+        self.start_s = 0.0
+        self.deadline_s = float("inf")
+        self.first_idle_s = 0.0
+        self.refused = 0
+
+    def begin(self, workers: int) -> None:
+        if self.warmup:
+            self.warming = workers
+        else:
+            self.steady()
+
+    def steady(self) -> None:
+        self.start_s = clock()
+        if self.seconds is not None:
+            self.deadline_s = self.start_s + self.seconds
+
+    async def worker(self) -> None:
+        for _ in range(self.warmup):
+            request = next(self.work, None)
+            if request is None:
+                break
+            await self.one(request, warming=True)
+        if self.warming:
+            self.warming -= 1
+            if self.warming == 0:
+                self.steady()
+        while (request := self.next()) is not None:
+            await self.one(request, warming=self.warming > 0)
+        self.first_idle_s = self.first_idle_s or clock()
+
+    def next(self) -> Request | None:
+        if self.left == 0 or clock() >= self.deadline_s:
+            return None
+        # What is sent while another worker still warms up keeps the load as asked for, but does not count.
+        if self.left is not None and self.warming == 0:
+            self.left -= 1
+        return next(self.work, None)
+
+    async def one(self, request: Request, *, warming: bool) -> None:
+        client = self.client
+        while not client.idle or not client.idle[-1].reusable:
+            # In a closed loop the connection is made before the request is due: it is not part of its latency.
+            try:
+                await client.open_fresh()
+            except BenchError:
+                self.refused += 1
+                if self.refused >= _DEAD_AFTER:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+        self.refused = 0
+        row = await client.send(request, clock())
+        if warming:
+            row.phase = "warmup"
+        self.rows.append(row)
+
+
+class Watch:
+    """Measures the generator while it runs."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._opened = client.opened
+        self._cpu_s, self._wall_s = time.process_time(), clock()
+        self._lags: list[float] = []
+
+    async def beat(self) -> None:
+        """Note how late each timer comes."""
+        while True:
+            due_s = clock() + _BEAT_S
+            await asyncio.sleep(_BEAT_S)
+            self._lags.append(clock() - due_s)
+
+    def read(self) -> Generator:
+        """What was seen since the start."""
+        lags = sorted(self._lags)
+        return Generator(
+            cpu_share=(time.process_time() - self._cpu_s) / max(clock() - self._wall_s, 1e-9),
+            timer_lag_s=lags[int(0.99 * (len(lags) - 1))] if lags else 0.0,
+            peak_in_flight=self._client.peak_in_flight,
+            connections_opened=self._client.opened - self._opened,
+        )
+
+
+@contextlib.asynccontextmanager
+async def watch(client: Client) -> AsyncIterator[Watch]:
+    """Watch the generator, with the garbage collector held off: a full collection stops every stream for its time."""
+    watched = Watch(client)
+    client.peak_in_flight = client.in_flight
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    beat = asyncio.create_task(watched.beat())
+    try:
+        yield watched
+    finally:
+        beat.cancel()
+        if collecting:
+            gc.enable()
