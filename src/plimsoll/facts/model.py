@@ -36,6 +36,8 @@ class AttentionGroup:
     window_tokens: int | None = None
     state_bytes: int = 0
     """Linear attention only: bytes of state per layer and sequence, at the dtype the engines use by default."""
+    extra_bytes: int = 0
+    """Per token and layer besides K and V, on every rank and whatever the cache's dtype (DeepSeek's sparse index)."""
 
     def kv_bytes_per_token(self, *, value_bytes: float, tensor_parallel: int = 1) -> float:
         """Bytes one token takes in the cache of one rank, all layers of the group, inside any window.
@@ -46,7 +48,7 @@ class AttentionGroup:
         if self.kind in ("linear", "encoder"):
             return 0.0
         heads = 1 if self.kind == "mla" else max(1, -(-self.kv_heads // tensor_parallel))
-        return self.layers * heads * (self.head_dim + self.v_head_dim) * value_bytes
+        return self.layers * (heads * (self.head_dim + self.v_head_dim) * value_bytes + self.extra_bytes)
 
 
 def merge_groups(groups: Iterable[AttentionGroup]) -> tuple[AttentionGroup, ...]:
