@@ -16,11 +16,14 @@ class Entry:
     bytes: int
     basis: Basis
     source: str
+    inside: bool = True
+    """Whether it counts against the share that the engine books; if not, against the device alone (CUDA graphs
+    before vLLM 0.21, other processes)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLedger:
-    """One device's account: `total_bytes` there are, `limit_bytes` the engine may take, `entries` it takes."""
+    """One device's account: `total_bytes` there are, `limit_bytes` the engine may take, `entries` lie there."""
 
     device: str
     total_bytes: int
@@ -34,8 +37,9 @@ class DeviceLedger:
 
     @property
     def free_bytes(self) -> int:
-        """What is left of the limit; negative when it does not fit."""
-        return self.limit_bytes - self.used_bytes
+        """What is left of the limit or, where that is less, of the device; negative when it does not fit."""
+        inside = sum(entry.bytes for entry in self.entries if entry.inside)
+        return min(self.limit_bytes - inside, self.total_bytes - self.used_bytes)
 
     def of(self, name: str) -> int:
         """Bytes of all entries of that name."""
@@ -56,6 +60,9 @@ class Ledger:
     """For one request alone."""
     notes: tuple[str, ...] = ()
     """Why it does not fit, or what the verdict hangs on."""
+    spare_bytes: int = 0
+    """Of the KV cache on the tightest device, beyond what one request of full context needs: engines that book all
+    of their share as cache leave nothing free, yet have this to give."""
 
     @property
     def fits(self) -> bool:
@@ -66,6 +73,12 @@ class Ledger:
     def margin_bytes(self) -> int:
         """What is left on the tightest device."""
         return min((device.free_bytes for device in self.devices), default=0)
+
+    @property
+    def tight(self) -> bool:
+        """Whether the verdict hangs on an assumption: the margin is less than the assumed entries come to."""
+        margin = self.margin_bytes
+        return abs(margin + self.spare_bytes if margin >= 0 else margin) < self.assumed_bytes
 
     @property
     def assumed_bytes(self) -> int:

@@ -1,0 +1,97 @@
+"""llama.cpp's compute buffer: the most that one graph's temporary tensors take at once, stage by stage.
+
+Found with b11549 on 22 models of known shape (dense, MoE, MLA, sliding window), each loaded from a header over a
+sparse file, 512 to 4096 tokens a batch: exact but for fragmentation (at most 3 %). All tensors are float32, so a
+stage is counted in values per batch token. Older builds are held against logged buffers (docs/planning.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plimsoll.facts.model import ModelFacts
+
+FLOAT = 4
+OUTPUTS_PER_SLOT = 11000
+"""Build from which logits are reserved for one token a slot rather than for every token of the batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one graph is reserved for."""
+
+    tokens: int
+    """n_ubatch."""
+    cells: int
+    """Of one stream of the cache: the width of the attention mask."""
+    window_cells: int
+    """Of one stream of the sliding layers' cache; 0: there are none."""
+    outputs: int
+    """Tokens that logits are computed for."""
+    flash: bool
+    build: int
+
+
+def layer_values(model: ModelFacts, *, window: bool = False) -> int:
+    """Float values per batch token alive at once in the widest stage of a layer, attention scores left out.
+
+    Feed-forward: five hidden vectors stay (residual, norm, and the holes that attention leaves), then gate, up and
+    their product, which fall into the holes where they are narrow; MoE the same per expert used, and the experts'
+    outputs where those are wider. Attention: query, key, value and result beside the residual.
+    """
+    hidden, wide = model.hidden_size, model.intermediate_size
+    apart = 1 if wide <= hidden else 2 if wide <= 2 * hidden else 3
+    feed = 5 * hidden + apart * wide
+    if model.moe is not None:
+        used, narrow = model.moe.per_token, model.moe.intermediate_size
+        routed = 5 * hidden
+        if used * narrow > hidden:
+            routed += 3 * used * narrow
+        if hidden > narrow:
+            routed += used * hidden
+        feed = max(routed, feed) if model.moe.layers < model.layers else routed
+    attention = 0
+    for group in model.attention:
+        if group.kind == "mla":
+            # Query per head over latent and rope, the same after projection, key and value up-projections.
+            attention = max(attention, 5 * hidden + group.heads * (group.head_dim * 7 // 3))
+        elif group.kind not in ("linear",):
+            query, key = group.heads * group.head_dim, group.kv_heads * group.head_dim
+            attention = max(attention, hidden + 2 * query + 2 * key)
+    return max(feed, attention)
+
+
+def compute_bytes(model: ModelFacts, batch: Batch, *, output: bool = True) -> int:
+    """Bytes of the compute buffer of a device that holds layers, and the output layer if `output`."""
+    return round(max(_layers(model, batch), _output(model, batch) if output else 0))
+
+
+def _layers(model: ModelFacts, batch: Batch) -> float:
+    values = layer_values(model) * FLOAT * batch.tokens
+    cells = batch.cells + batch.window_cells
+    if not batch.cells:
+        return values
+    if batch.flash:
+        # The mask is f16 today; it used to be made in f32 and cast, both alive through all layers.
+        return values + cells * batch.tokens * (2 if batch.build >= OUTPUTS_PER_SLOT else 6)
+    mask = cells * batch.tokens * FLOAT
+    scores, attended = 0.0, 0
+    for group in model.attention:
+        if group.kind in ("linear", "encoder"):
+            continue
+        width = batch.window_cells if group.window_tokens and batch.window_cells else batch.cells
+        scores = max(scores, float(width * group.heads * FLOAT * batch.tokens))
+        if group.kind == "mla":
+            attended = max(attended, layer_values(model))
+        else:
+            query, key = group.heads * group.head_dim, group.kv_heads * group.head_dim
+            attended = max(attended, 3 * model.hidden_size + 3 * query + 2 * key)
+    return mask + max(values, scores + attended * FLOAT * batch.tokens)
+
+
+def _output(model: ModelFacts, batch: Batch) -> float:
+    if batch.build >= OUTPUTS_PER_SLOT and batch.outputs < batch.tokens:
+        mask = (batch.cells + batch.window_cells) * batch.tokens * 2
+        return batch.outputs * model.vocab_size * FLOAT + 5 * model.hidden_size * FLOAT * batch.tokens + mask
+    # The masks are free again by then; the logits lie behind what the last layer left.
+    return (model.vocab_size + 2 * model.hidden_size) * FLOAT * float(batch.tokens)
