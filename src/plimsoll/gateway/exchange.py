@@ -1,0 +1,388 @@
+"""One request on its way: admitted, sent, retried while nothing has reached the client, spliced back, accounted for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from plimsoll.errors import GatewayError
+from plimsoll.gateway import answers
+from plimsoll.gateway.bodies import ask_usage, is_event_stream, read_body, rename_model, wants_usage
+from plimsoll.gateway.settings import Record
+from plimsoll.gateway.sse import EventTap, find_counts
+
+if TYPE_CHECKING:
+    from plimsoll.gateway.client import Client, Request
+    from plimsoll.gateway.lanes import Lane, Target
+    from plimsoll.gateway.routes import Route
+    from plimsoll.gateway.server import Gateway
+    from plimsoll.gateway.upstream import Connection
+
+CLIENT_LEFT = 499
+_NOT_PASSED_BACK = frozenset({
+    b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"trailer", b"upgrade", b"proxy-connection",
+    b"server", b"date", b"x-request-id", b"access-control-allow-origin", b"access-control-allow-credentials",
+    b"access-control-expose-headers", b"vary",
+})  # fmt: skip
+_RETRY_STATUS = frozenset({502, 503})
+_TAIL_BYTES = 4096
+"""Enough for the usage object at the end of a JSON body."""
+_REQUEST = b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
+_LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Exchange:
+    """A request and its answer, driven by the client, its lane, the upstream connection and the sweeper."""
+
+    __slots__ = (
+        "_ask_usage",
+        "_attempts",
+        "_buffer",
+        "_buffered",
+        "_chunked",
+        "_content",
+        "_first_byte_s",
+        "_gateway",
+        "_head_sent",
+        "_key_name",
+        "_lane",
+        "_left",
+        "_sent_s",
+        "_started_s",
+        "_status",
+        "_stream",
+        "_tail",
+        "_tap",
+        "_upstream_name",
+        "avoid",
+        "body",
+        "client",
+        "connection",
+        "deadline_s",
+        "gone",
+        "key",
+        "model",
+        "request",
+        "request_id",
+        "route",
+        "target",
+        "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self, gateway: Gateway, client: Client, request: Request, route: Route, request_id: bytes, key: str
+    ) -> None:
+        self._gateway = gateway
+        self.client = client
+        self.request = request
+        self.route = route
+        self.request_id = request_id
+        self.key = key
+        self.body = request.body
+        self.model = ""
+        self.tokens = 0
+        self.gone = False
+        self.avoid = ""
+        self.deadline_s = 0.0
+        self.target: Target | None = None
+        self.connection: Connection | None = None
+        self._lane: Lane | None = None
+        self._stream = False
+        self._ask_usage = False
+        self._content: dict[str, Any] = {}
+        self._attempts = 0
+        self._status = 0
+        self._head_sent = False
+        self._chunked = False
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+        self._tail = b""
+        self._tap: EventTap | None = None
+        self._started_s = gateway.now()
+        self._sent_s = 0.0
+        self._upstream_name = ""
+        self._first_byte_s = 0.0
+
+    # from the client's side
+
+    def begin(self) -> None:
+        """Find the model and ask for a slot; GatewayError if that cannot be."""
+        self._content = content = read_body(self.body)
+        name = content.get("model")
+        if not isinstance(name, str) or not name:
+            raise GatewayError(
+                "The body has no 'model'.", status=400, kind="invalid_request_error",
+                hint="Name one of those that GET /v1/models lists.",
+            )  # fmt: skip
+        self.model = name
+        self._lane = lane = self._gateway.lane(name, self.route)
+        if self.route.streams:
+            self._stream = content.get("stream") is True
+        limit = content.get("max_completion_tokens") or content.get("max_tokens")
+        self.tokens = len(self.body) // 4 + (limit if isinstance(limit, int) else 256)
+        lane.submit(self, self._started_s)
+
+    def client_left(self) -> None:
+        """The client hung up: stop the engine's work at once."""
+        if not self.gone:
+            self._status = CLIENT_LEFT
+            self._release(failed=False)
+            self._end("the client left")
+
+    def pause(self) -> None:
+        """The client reads more slowly than the engine writes."""
+        if self.connection is not None:
+            self.connection.pause()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self.connection is not None:
+            self.connection.resume()
+
+    # from the lane's side
+
+    def assign(self, target: Target) -> None:
+        """A slot is ours: send."""
+        self.target = target
+        self._upstream_name = target.upstream.name
+        self._sent_s = self._gateway.now()
+        self.deadline_s = self._sent_s + self._gateway.settings.first_byte_wait_s
+        target.pool.send(self)
+
+    def move(self, lane: Lane, now_s: float) -> None:
+        """The model is served by other replicas now."""
+        self._lane = lane
+        lane.submit(self, now_s)
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer with an error instead; nothing has been sent yet."""
+        self._fail(error)
+
+    def sweep(self, now_s: float) -> None:
+        """Give up on an engine that has been silent for too long."""
+        if self.target is not None and now_s >= self.deadline_s:
+            self._broken(f"the engine was silent for {now_s - self._sent_s:.0f} s", status=504)
+
+    # from the upstream connection's side
+
+    def request_bytes(self) -> bytes:
+        """The request as the engine gets it."""
+        target = self.target
+        assert target is not None  # noqa: S101 - a connection is asked for only after assign
+        upstream = target.upstream
+        body = self.body
+        if upstream.model is not None and upstream.model != self.model:
+            body = rename_model(body, self._content, self.model, upstream.model)
+        self._ask_usage = self._stream and upstream.stream_usage and not wants_usage(self._content)
+        if self._ask_usage:
+            body = ask_usage(body, self._content)
+        path = upstream.base_path.encode() + self.route.path if upstream.base_path else self.route.path
+        return _REQUEST % (
+            path, upstream.host.encode(), upstream.port, answers.JSON, len(body), self.request_id,
+            self.request.forwarded(), body,
+        )  # fmt: skip
+
+    def received(self, connection: Connection, data: bytes, *, complete: bool) -> None:
+        """A part of the answer."""
+        self.deadline_s = self._gateway.now() + self._gateway.settings.between_bytes_wait_s
+        if complete:
+            self.connection = None
+        if not self._status:
+            self._status = connection.status
+            if connection.status in _RETRY_STATUS and self._may_retry():
+                self._again()
+                return
+            if self._stream and connection.status == 200 and is_event_stream(connection.headers):
+                self._tap = EventTap(strip_usage=self._ask_usage)
+        if self._tap is not None:
+            self._pass_events(connection, data, complete=complete)
+        else:
+            self._pass_body(connection, data, complete=complete)
+
+    def lost(self, reason: str, *, stale: bool) -> None:
+        """The connection ended before the answer did."""
+        if self.gone:
+            return
+        self.connection = None
+        target = self.target
+        if stale and target is not None and not self._head_sent:
+            target.pool.send(self, fresh=True)  # the engine closed an idle connection just as we used it
+            return
+        self._broken(reason, status=503)
+
+    # the answer
+
+    def _pass_events(self, connection: Connection, data: bytes, *, complete: bool) -> None:
+        tap = self._tap
+        assert tap is not None  # noqa: S101
+        out = tap.feed(data)
+        if complete:
+            out += tap.rest()
+            if connection.by_close and not tap.done:
+                self._broken("the engine closed the connection in the middle of its answer", status=503)
+                return
+        if out:
+            self._note_first_byte()
+            if self._head_sent:
+                self.client.write(b"%x\r\n%b\r\n" % (len(out), out) if self._chunked else out)
+            else:
+                self._chunked = self.request.minor_version == 1
+                framing = b"transfer-encoding: chunked\r\n" if self._chunked else b"connection: close\r\n"
+                head = self._head(connection, framing)
+                self.client.write(b"%b%x\r\n%b\r\n" % (head, len(out), out) if self._chunked else head + out)
+        if complete:
+            self._finish(connection)
+
+    def _pass_body(self, connection: Connection, data: bytes, *, complete: bool) -> None:
+        if self._head_sent:
+            self._tail = (self._tail + data)[-_TAIL_BYTES:]
+            if data:
+                self.client.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            if complete:
+                self._finish(connection)
+            return
+        if complete:
+            if self._buffer:
+                self._buffer.append(data)
+                data = b"".join(self._buffer)
+            if self._status >= 400:
+                data = answers.wrap_engine_error(self._status, data)
+            self._tail = data[-_TAIL_BYTES:]
+            self._note_first_byte()
+            self.client.write(self._head(connection, b"content-length: %d\r\n" % len(data)) + data)
+            self._finish(connection)
+            return
+        self._buffer.append(data)
+        self._buffered += len(data)
+        if self._buffered > self._gateway.settings.buffered_bytes:
+            data = b"".join(self._buffer)
+            self._buffer = []
+            self._tail = data[-_TAIL_BYTES:]
+            self._note_first_byte()
+            length = next((value for name, value in connection.headers if name == b"content-length"), None)
+            self._chunked = length is None and self.request.minor_version == 1
+            framing = b"transfer-encoding: chunked\r\n" if self._chunked else b"connection: close\r\n"
+            if length is not None:
+                framing = b"content-length: %b\r\n" % length
+            head = self._head(connection, framing)
+            self.client.write(head + (b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data))
+
+    def _note_first_byte(self) -> None:
+        if not self._first_byte_s and (self._tap is None or self._tap.started):
+            self._first_byte_s = self._gateway.now()
+
+    def _head(self, connection: Connection, framing: bytes) -> bytes:
+        self._head_sent = True
+        parts = [answers.status_line(connection.status), framing, b"x-request-id: ", self.request_id, b"\r\n"]
+        for name, value in connection.headers:
+            if name not in _NOT_PASSED_BACK:
+                parts += (name, b": ", value, b"\r\n")
+        if not self.request.keep_alive and b"connection" not in framing:
+            parts.append(b"connection: close\r\n")
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+    def _finish(self, connection: Connection) -> None:
+        if self._chunked:
+            self.client.write(_LAST_CHUNK)
+        self._release(failed=self._status >= 500, answered=True)
+        framed = self._chunked or self._tap is None
+        self._end("" if self._status < 400 else f"the engine answered {self._status}")
+        self.client.answered(keep_alive=framed and self.request.keep_alive)
+
+    # what goes wrong
+
+    def _may_retry(self) -> bool:
+        """Whether another replica may answer better than this one did."""
+        return (
+            self._attempts < self._gateway.settings.retries and self._lane is not None and len(self._lane.targets) > 1
+        )
+
+    def _again(self) -> None:
+        """Ask for another slot; whatever goes wrong there ends the exchange."""
+        lane = self._lane
+        assert lane is not None  # noqa: S101
+        self._attempts += 1
+        self.avoid = self.target.upstream.name if self.target else ""
+        self._status = 0
+        self._buffer = []
+        self._buffered = 0
+        self._release(failed=True)
+        try:
+            lane.submit(self, self._gateway.now())
+        except GatewayError as error:
+            self._fail(error)
+
+    def _broken(self, reason: str, *, status: int) -> None:
+        """The upstream failed: retry, or tell the client."""
+        error = self._upstream_error(reason, status)
+        if self._head_sent:
+            self._status = status
+            self._release(failed=True)
+            if self._tap is not None:
+                event = answers.error_event(error)
+                self.client.write(b"%x\r\n%b\r\n%b" % (len(event), event, _LAST_CHUNK) if self._chunked else event)
+                self._end(reason)
+                self.client.answered(keep_alive=False)
+            else:
+                self._end(reason)
+                self.client.abort()  # a length was promised that cannot be kept
+        elif self._attempts < self._gateway.settings.retries and status != 504:
+            self._again()
+        else:
+            self._release(failed=True)
+            self._fail(error)
+
+    def _upstream_error(self, reason: str, status: int) -> GatewayError:
+        name = self.target.upstream.name if self.target else self.model
+        cause = self.target.upstream.reason if self.target else None
+        return GatewayError(
+            f"{name}: {cause or reason}.",
+            status=status,
+            kind="server_error",
+            hint="The request may be sent again; `plimsoll status` and `plimsoll logs` say more.",
+            retry_after_s=self.target.upstream.retry_after_s if self.target else 5.0,
+        )
+
+    def _fail(self, error: GatewayError) -> None:
+        if self.gone:
+            return
+        self._status = error.status
+        self._end(error.message)
+        self.client.refuse(error, self.request_id, keep_alive=self.request.keep_alive)
+
+    def _release(self, *, failed: bool, answered: bool = False) -> None:
+        """Give the slot back, drop the connection if the answer on it is not complete, leave the queue."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.abort()
+        target, self.target = self.target, None
+        if target is not None:
+            target.give_back(self.tokens, failed=failed, answered=answered, now_s=self._gateway.now())
+        elif self._lane is not None:
+            self._lane.leave(self)
+
+    def _end(self, error: str) -> None:
+        """Over, whatever happened: tell who keeps account."""
+        self.gone = True
+        now_s = self._gateway.now()
+        tap = self._tap
+        counts = tap.usage if tap is not None else find_counts(self._tail)
+        prompt, output = counts or (0, tap.events if tap is not None else 0)
+        self._gateway.note(
+            Record(
+                request_id=self.request_id.decode(),
+                route=self.route.name,
+                model=self.model,
+                upstream=self._upstream_name,
+                key=self.key,
+                status=self._status,
+                stream=tap is not None,
+                prompt_tokens=prompt,
+                output_tokens=output,
+                exact=counts is not None,
+                queued_s=(self._sent_s or now_s) - self._started_s,
+                first_byte_s=self._first_byte_s and self._first_byte_s - self._started_s,
+                duration_s=now_s - self._started_s,
+                error=error,
+            )
+        )
