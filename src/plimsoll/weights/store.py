@@ -1,0 +1,181 @@
+"""Where weights lie: the layout of the Hugging Face cache, so that other tools find what we fetched and we theirs.
+
+<store>/models--ORG--NAME/blobs/<sha256>                       the bytes, once
+                          snapshots/<revision>/<path>          links to them, under their own names
+                          refs/<branch>                        the revision that a branch was at
+                          plimsoll/<revision>.json             what was checked, when, from where
+<store>/.locks/models--ORG--NAME.lock
+<store>/.content/<sha256>                                      hard links: the same file in two models is one file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from plimsoll.errors import WeightError
+from plimsoll.units import MIB
+
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """One checked file of a revision: `path` relative to the snapshot; `mtime_ns` when it was checked."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    mtime_ns: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repo:
+    """One model's folder in a store."""
+
+    store: Path
+    folder: str
+
+    @property
+    def root(self) -> Path:
+        """The model's folder."""
+        return self.store / self.folder
+
+    @property
+    def lock_path(self) -> Path:
+        """The lock that whoever changes this folder holds."""
+        return self.store / ".locks" / f"{self.folder}.lock"
+
+    def blob(self, name: str) -> Path:
+        """Where the bytes with that checksum lie."""
+        return self.root / "blobs" / name
+
+    def snapshot(self, revision: str) -> Path:
+        """The folder that an engine is pointed at."""
+        return self.root / "snapshots" / checked_revision(revision)
+
+    def files(self, revision: str) -> dict[str, StoredFile]:
+        """The record of a revision, by path; empty if there is none or it is unreadable."""
+        try:
+            rows = json.loads(self._record_path(revision).read_text())
+            return {row["path"]: StoredFile(**row) for row in rows}
+        except (OSError, ValueError, TypeError, KeyError):
+            return {}
+
+    def find(self, revision: str, path: str, *, sha256: str | None = None) -> Path | None:
+        """The file if it is there, recorded, and unchanged since it was checked (by size and time of change)."""
+        known = self.files(revision).get(path)
+        if known is None or (sha256 is not None and sha256 != known.sha256):
+            return None
+        place = self.snapshot(revision) / path
+        try:
+            status = place.stat()
+        except OSError:
+            return None
+        if status.st_size != known.size_bytes:
+            return None
+        if status.st_mtime_ns != known.mtime_ns and hash_file(place) != known.sha256:
+            return None
+        return place
+
+    def add(self, revision: str, path: str, *, sha256: str, source: str) -> Path:
+        """Link the blob `sha256` into the revision as `path` and record it. The caller holds the lock."""
+        place = self.snapshot(revision) / checked_path(path)
+        blob = self._shared(sha256)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = place.with_name(f".{place.name}.new")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(blob, place.parent))
+        fresh.replace(place)
+        status = blob.stat()
+        files = self.files(revision)
+        files[path] = StoredFile(
+            path=path, size_bytes=status.st_size, sha256=sha256, mtime_ns=status.st_mtime_ns, source=source
+        )
+        self._record(revision, files.values())
+        return place
+
+    def forget(self, revision: str, path: str) -> None:
+        """Take a file out of a revision, its bytes too. The caller holds the lock."""
+        files = self.files(revision)
+        known = files.pop(path, None)
+        (self.snapshot(revision) / checked_path(path)).unlink(missing_ok=True)
+        if known:
+            self.blob(known.sha256).unlink(missing_ok=True)
+            (self.store / ".content" / known.sha256).unlink(missing_ok=True)
+            self._record(revision, files.values())
+
+    def _shared(self, sha256: str) -> Path:
+        """The blob, with its hard link among the store's contents; another model's copy takes its place."""
+        blob = self.blob(sha256)
+        content = self.store / ".content" / sha256
+        content.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if content.exists() and not content.samefile(blob):
+                if hash_file(content) == sha256:
+                    _replace_by_link(blob, content)
+                else:  # it was changed after it was checked; the blob was checked just now
+                    content.unlink()
+            if not content.exists():
+                content.hardlink_to(blob)
+        except OSError:  # a file system without hard links: two copies, and both are right
+            return blob
+        return blob
+
+    def _record(self, revision: str, files: Iterable[StoredFile]) -> None:
+        path = self._record_path(revision)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".json.new")
+        rows = sorted((asdict(file) for file in files), key=lambda row: str(row["path"]))
+        fresh.write_text(json.dumps(rows, indent=1) + "\n")
+        fresh.replace(path)
+
+    def _record_path(self, revision: str) -> Path:
+        return self.root / "plimsoll" / f"{checked_revision(revision)}.json"
+
+
+def repo(store: Path, *names: str) -> Repo:
+    """The folder of the model `names` (`"Qwen", "Qwen2.5-7B"`); WeightError if that is no name for a folder."""
+    parts = [part for name in names for part in name.split("/")]
+    if not parts or not all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", part) for part in parts):
+        raise WeightError(f"{'/'.join(names)!r} is no model name", hint="a hub id looks like Qwen/Qwen2.5-7B-Instruct")
+    return Repo(store=store, folder="--".join(("models", *parts)))
+
+
+def checked_revision(revision: str) -> str:
+    """`revision` if it can name a folder; WeightError otherwise."""
+    if not _REVISION.fullmatch(revision):
+        raise WeightError(f"{revision!r} is no revision", hint="a revision is a commit, a branch or a version")
+    return revision
+
+
+def checked_path(path: str) -> str:
+    """`path` if it stays below where it is put; WeightError otherwise: file lists come from outside."""
+    parts = PurePosixPath(path).parts
+    hostile = path.startswith("/") or "\\" in path or "\0" in path or any(part in ("..", ".git") for part in parts)
+    if hostile or not parts or any(len(part.encode()) > 255 for part in parts):
+        raise WeightError(f"{path!r} is not a path inside a model", hint="do not trust this source")
+    return path
+
+
+def _replace_by_link(path: Path, other: Path) -> None:
+    fresh = path.with_name(path.name + ".new")
+    fresh.unlink(missing_ok=True)
+    fresh.hardlink_to(other)
+    fresh.replace(path)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb", buffering=0) as file:
+        digest = hashlib.sha256()
+        buffer = memoryview(bytearray(MIB))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
