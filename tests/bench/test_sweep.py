@@ -42,7 +42,7 @@ def test_a_sweep_measures_each_level() -> None:
     _, body, headers = seen[-1]
     assert headers["authorization"] == "Bearer key"
     assert body["ignore_eos"] is True
-    assert len({body["messages"][0]["content"] for _, body, _ in seen[1:]}) == 12
+    assert len({body["messages"][0]["content"] for _, body, _ in seen[2:]}) == 12
 
 
 def test_the_model_is_asked_for_when_it_is_not_named() -> None:
@@ -62,6 +62,8 @@ def test_a_timed_level_ends_on_time() -> None:
     [level], _ = run(chat, (2,), seconds=0.3)
     assert level.summary.window_s == pytest.approx(0.3, abs=0.1)
     assert level.summary.requests >= 8
+    [level], _ = run(chat, (2,), seconds=10.0, requests=3)
+    assert level.summary.requests == 3
 
 
 @pytest.mark.parametrize("field", ["ignore_eos", "stream_options", "max_tokens"])

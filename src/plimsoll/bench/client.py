@@ -44,6 +44,8 @@ class Client:
         self.target = target
         self.address = resolve(target)
         self.idle: list[Connection] = []
+        self.keeps_alive = True
+        """False once the server was caught closing a connection that it had promised to keep."""
         self.opened = 0
         self.peak_in_flight = 0
         self.in_flight = 0
@@ -55,14 +57,17 @@ class Client:
 
     async def open(self, count: int) -> None:
         """Open connections until `count` lie idle; BenchError when the target does not take them."""
+        self.idle = [kept for kept in self.idle if kept.reusable]
         missing = count - len(self.idle)
         if missing > 0:
-            self.idle += await asyncio.gather(*(self.connect() for _ in range(missing)))
+            opened = await asyncio.gather(*(self.connect() for _ in range(missing)))
+            self.idle += opened
 
     async def open_fresh(self) -> None:
         """One more idle connection, in place of those that have died."""
-        self.idle = [connection for connection in self.idle if connection.reusable]
-        self.idle.append(await self.connect())
+        connection = await self.connect()
+        self.idle = [kept for kept in self.idle if kept.reusable]
+        self.idle.append(connection)
 
     async def connect(self) -> Connection:
         """One new connection; BenchError with the reason when there is none to be had."""
@@ -96,6 +101,7 @@ class Client:
                     break
                 # A server may close a kept-alive connection as we write: real clients send again, and so do we.
                 row.error, row.detail, row.resent = None, "", True
+                self.keeps_alive = False
                 connection, fresh = None, True
         except BenchError as error:
             row.error, row.detail, row.end_s = "connect", error.message, clock()
@@ -272,7 +278,11 @@ class Connection(asyncio.Protocol):
             read_whole(row, b"".join(self._body), self._stamp_s, keep_text=keep)
         transport = self._transport
         self.reusable = (
-            self._framed and self._parser.should_keep_alive() and transport is not None and not transport.is_closing()
+            self.client.keeps_alive
+            and self._framed
+            and self._parser.should_keep_alive()
+            and transport is not None
+            and not transport.is_closing()
         )
         self._finish()
         if not self.reusable:

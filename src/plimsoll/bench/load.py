@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -46,9 +47,9 @@ class Load:
     prompt_tokens: int = 64
     output_tokens: int = 48
     requests: int | None = None
-    """Per concurrency level; None: max(4, 2 x level), unless `seconds` is set."""
+    """Per concurrency level; None: max(4, 2 x level), or without a limit when `seconds` is set."""
     seconds: float | None = None
-    """Per level, instead of a number of requests."""
+    """Per level; with `requests` as well, whichever ends first. What is in flight then is let end."""
     warmup: int = 0
     """Requests of each worker before the measured ones; they are kept, marked, and left out of every figure."""
     ignore_eos: bool = True
@@ -56,15 +57,16 @@ class Load:
     stream: bool = True
     documents: int = 4
     """Per rerank request; `prompt_tokens` each."""
-    seed: int = 0
+    seed: int = field(default_factory=lambda: secrets.randbelow(1 << 31))
+    """Of prompts and arrivals. Drawn anew unless given: prompts seen before are answered out of a prefix cache."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the request body (temperature, top_p ...)."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens < 1 or self.output_tokens < 1:
             raise BenchError("a load needs at least one prompt token and one output token")
-        if self.requests is not None and self.seconds is not None:
-            raise BenchError("a load ends after requests or after seconds, not both", hint="give one of the two")
+        if self.requests is not None and self.requests < 1:
+            raise BenchError("a load needs at least one request")
 
     @property
     def generates(self) -> bool:
@@ -72,10 +74,10 @@ class Load:
         return self.route in ("chat", "completions")
 
     def requests_at(self, concurrency: int) -> int | None:
-        """Measured requests at one level; None when the level is timed."""
-        if self.seconds is not None:
-            return None
-        return self.requests if self.requests is not None else max(4, 2 * concurrency)
+        """Measured requests at one level; None when only time ends it."""
+        if self.requests is None and self.seconds is None:
+            return max(4, 2 * concurrency)
+        return self.requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +178,7 @@ async def probe(client: Client, load: Load) -> Dialect:
         if retry is None:
             raise _refusal(row, client.target)
         dialect = retry
+    await client.send(request_for(load, body), clock())  # whether the connection is really kept shows at its second use
     if load.generates:
         if row.counted_by != "usage":
             note = "the server gives no usage: output tokens are chunks counted as one token each"

@@ -52,11 +52,11 @@ async def closed_loop(
 ) -> Run:
     """Keep `concurrency` requests in flight: each worker sends its next one when its last one has ended.
 
-    Ends after `requests` measured requests in all, or after `seconds`; what is in flight then is let end. Connections
-    are open before the first stamp. BenchError when the server is gone.
+    Ends after `requests` measured requests in all or after `seconds`, whichever comes first; what is in flight then is
+    let end. Connections are open before the first stamp. BenchError when the server is gone.
     """
-    if (requests is None) == (seconds is None):
-        raise BenchError("a closed loop ends after requests or after seconds", hint="give one of the two")
+    if requests is None and seconds is None:
+        raise BenchError("a closed loop needs an end", hint="give requests or seconds")
     await client.open(concurrency)
     state = _Closed(client=client, work=work, left=requests, seconds=seconds, warmup=warmup)
     try:

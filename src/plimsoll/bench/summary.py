@@ -149,7 +149,7 @@ def _notes(run: Run, good: Sequence[Row]) -> Iterable[str]:
     if open_ended:
         yield f"{open_ended} streams ended without [DONE]"
     cached, prompt = sum(row.cached_tokens or 0 for row in good), sum(row.prompt_tokens or 0 for row in good)
-    if prompt and cached > 0.05 * prompt:
+    if prompt and cached > 0.5 * prompt:  # below that it is likely the chat template's own system prompt
         yield f"{cached / prompt:.0%} of the prompt tokens came from the prefix cache"
 
 
