@@ -30,7 +30,14 @@ class EventParser:
         self._rest = lines.pop()
         events: list[tuple[bytes, bytes]] = []
         for line in lines:
-            self._take(line, events)
+            # One data line and a blank one is nearly every event there is.
+            if line.startswith(b"data: ") and not self._data:
+                self._data = [line[6:]]
+            elif not line and len(self._data) == 1:
+                events.append((self._name, self._data[0]))
+                self._data, self._name = [], b""
+            else:
+                self._take(line, events)
         return events
 
     def close(self) -> list[tuple[bytes, bytes]]:
