@@ -24,7 +24,7 @@ def read_body(body: bytes) -> dict[str, Any]:
     return content
 
 
-def rename_model(body: bytes, content: dict[str, Any], old: str, new: str) -> bytes:
+def _rename_model(body: bytes, content: dict[str, Any], old: str, new: str) -> bytes:
     """`body` with another model name; all other bytes stay as they are where that is safe.
 
     It is safe when `"model"` occurs once: with two, one may be nested or a duplicate key, and the body is written anew.
@@ -35,6 +35,16 @@ def rename_model(body: bytes, content: dict[str, Any], old: str, new: str) -> by
         if count == 1:
             return changed
     return orjson.dumps({**content, "model": new})
+
+
+def set_model(body: bytes, content: dict[str, Any], new: str | None) -> bytes:
+    """`body` for an engine that knows its model as `new` (None: as the client wrote it)."""
+    old = content.get("model")
+    if new is None or new == old:
+        return body
+    if not isinstance(old, str):
+        return orjson.dumps({**content, "model": new})
+    return _rename_model(body, content, old, new)
 
 
 def ask_usage(body: bytes, content: dict[str, Any]) -> bytes:

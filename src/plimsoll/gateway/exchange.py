@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from plimsoll.errors import GatewayError
 from plimsoll.gateway import answers
-from plimsoll.gateway.bodies import ask_usage, is_event_stream, read_body, rename_model, wants_usage
+from plimsoll.gateway.bodies import ask_usage, is_event_stream, read_body, set_model, wants_usage
 from plimsoll.gateway.settings import Record
 from plimsoll.gateway.sse import EventTap, find_counts
 
 if TYPE_CHECKING:
     from plimsoll.gateway.client import Client, Request
     from plimsoll.gateway.lanes import Lane, Target
-    from plimsoll.gateway.routes import Route
+    from plimsoll.gateway.routes import Adapter, Route
     from plimsoll.gateway.server import Gateway
     from plimsoll.gateway.upstream import Connection
 
@@ -34,6 +36,7 @@ class Exchange:
     """A request and its answer, driven by the client, its lane, the upstream connection and the sweeper."""
 
     __slots__ = (
+        "_adapter",
         "_ask_usage",
         "_attempts",
         "_buffer",
@@ -89,6 +92,7 @@ class Exchange:
         self._stream = False
         self._ask_usage = False
         self._content: dict[str, Any] = {}
+        self._adapter: Adapter | None = None
         self._attempts = 0
         self._status = 0
         self._head_sent = False
@@ -107,14 +111,10 @@ class Exchange:
     def begin(self) -> None:
         """Find the model and ask for a slot; GatewayError if that cannot be."""
         self._content = content = read_body(self.body)
-        name = content.get("model")
-        if not isinstance(name, str) or not name:
-            raise GatewayError(
-                "The body has no 'model'.", status=400, kind="invalid_request_error",
-                hint="Name one of those that GET /v1/models lists.",
-            )  # fmt: skip
-        self.model = name
+        self.model = name = self._gateway.model_name(content.get("model"), self.route)
         self._lane = lane = self._gateway.lane(name, self.route)
+        if self.route.adapt is not None and lane.targets:
+            self._adapter = self.route.adapt(self.body, content, lane.targets[0].upstream)
         if self.route.streams:
             self._stream = content.get("stream") is True
         limit = content.get("max_completion_tokens") or content.get("max_tokens")
@@ -169,13 +169,14 @@ class Exchange:
         target = self.target
         assert target is not None  # noqa: S101 - a connection is asked for only after assign
         upstream = target.upstream
-        body = self.body
-        if upstream.model is not None and upstream.model != self.model:
-            body = rename_model(body, self._content, self.model, upstream.model)
-        self._ask_usage = self._stream and upstream.stream_usage and not wants_usage(self._content)
-        if self._ask_usage:
-            body = ask_usage(body, self._content)
-        path = upstream.base_path.encode() + self.route.path if upstream.base_path else self.route.path
+        if self._adapter is not None:
+            path, body = self._adapter.request(upstream)
+        else:
+            path = upstream.base_path.encode() + self.route.path if upstream.base_path else self.route.path
+            body = set_model(self.body, self._content, upstream.model)
+            self._ask_usage = self._stream and upstream.stream_usage and not wants_usage(self._content)
+            if self._ask_usage:
+                body = ask_usage(body, self._content)
         return _REQUEST % (
             path, upstream.host.encode(), upstream.port, answers.JSON, len(body), self.request_id,
             self.request.forwarded(), body,
@@ -244,16 +245,22 @@ class Exchange:
             if self._buffer:
                 self._buffer.append(data)
                 data = b"".join(self._buffer)
+            self._tail = data[-_TAIL_BYTES:]
             if self._status >= 400:
                 data = answers.wrap_engine_error(self._status, data)
-            self._tail = data[-_TAIL_BYTES:]
+            elif self._adapter is not None:
+                try:
+                    data = self._adapter.answer(data)
+                except (GatewayError, orjson.JSONDecodeError) as error:
+                    self._adapted_badly(error)
+                    return
             self._note_first_byte()
             self.client.write(self._head(connection, b"content-length: %d\r\n" % len(data)) + data)
             self._finish(connection)
             return
         self._buffer.append(data)
         self._buffered += len(data)
-        if self._buffered > self._gateway.settings.buffered_bytes:
+        if self._buffered > self._gateway.settings.buffered_bytes and self._adapter is None:
             data = b"".join(self._buffer)
             self._buffer = []
             self._tail = data[-_TAIL_BYTES:]
@@ -290,6 +297,13 @@ class Exchange:
         self.client.answered(keep_alive=framed and self.request.keep_alive)
 
     # what goes wrong
+
+    def _adapted_badly(self, error: GatewayError | orjson.JSONDecodeError) -> None:
+        """The engine's answer is not what its route promises."""
+        if not isinstance(error, GatewayError):
+            error = GatewayError(f"The engine's answer is not JSON: {error}.", status=502)
+        self._release(failed=False, answered=True)
+        self._fail(error)
 
     def _may_retry(self) -> bool:
         """Whether another replica may answer better than this one did."""

@@ -1,8 +1,30 @@
-"""The paths that are passed on to engines, and what each asks of a model."""
+"""The paths that are passed on to engines, what each asks of a model, and what must be adapted on the way."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+from plimsoll.gateway.embeddings import adapt_embeddings
+from plimsoll.gateway.rerank import adapt_rerank, adapt_score
+from plimsoll.gateway.table import Upstream
+
+
+class Adapter(Protocol):
+    """One request that is not passed on as it is."""
+
+    def request(self, upstream: Upstream) -> tuple[bytes, bytes]:
+        """Path and body for the engine."""
+        ...
+
+    def answer(self, body: bytes) -> bytes:
+        """The body for the client, from an engine's answer with status 200; GatewayError if it makes no sense."""
+        ...
+
+
+Adapt = Callable[[bytes, dict[str, Any], Upstream], Adapter | None]
+"""From the body, its content and one of the replicas; None: pass it on as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +37,11 @@ class Route:
     """The model must serve one of them; empty: any model."""
     streams: bool = False
     """Whether `stream` and `stream_options` mean something."""
+    adapt: Adapt | None = None
+    also: tuple[bytes, ...] = ()
+    """Further paths that clients use for it."""
+    default_model: bool = False
+    """Whether the body may leave out the model when only one fits."""
 
     @property
     def name(self) -> str:
@@ -23,21 +50,28 @@ class Route:
 
 
 _GENERATE = ("chat", "completion")
+_RANK = ("rerank", "classify")
 _ROUTES = (
     Route(path=b"/v1/chat/completions", tasks=_GENERATE, streams=True),
     Route(path=b"/v1/completions", tasks=_GENERATE, streams=True),
-    Route(path=b"/v1/embeddings", tasks=("embed",)),
-)
+    Route(path=b"/v1/embeddings", tasks=("embed",), adapt=adapt_embeddings),
+    Route(
+        path=b"/v1/rerank", tasks=_RANK, adapt=adapt_rerank, default_model=True,
+        also=(b"/v2/rerank", b"/cohere/v1/rerank", b"/cohere/v2/rerank", b"/v1/reranking"),
+    ),
+    Route(path=b"/v1/score", tasks=_RANK, adapt=adapt_score, default_model=True),
+)  # fmt: skip
 
 
 def mounted() -> dict[bytes, Route]:
-    """Paths as clients write them: with /v1, without, and with it twice (a base URL that already ends in /v1)."""
+    """Paths as clients write them: with /v1, without, and in front of it (a base URL that already ends in /v1)."""
     paths = {}
     for route in _ROUTES:
-        paths[route.path] = route
-        paths[route.path.removeprefix(b"/v1")] = route
-        paths[b"/v1" + route.path] = route
+        for path in (route.path, *route.also):
+            for prefix in (path, path.removeprefix(b"/v1"), b"/v1" + path):
+                paths[prefix] = route
     return paths
 
 
 ROUTES = mounted()
+NAMES = tuple(sorted({route.name for route in _ROUTES}))

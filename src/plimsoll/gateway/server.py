@@ -19,7 +19,7 @@ from plimsoll.gateway.client import Client, Request, is_request_id
 from plimsoll.gateway.exchange import Exchange
 from plimsoll.gateway.lanes import Lane, Target
 from plimsoll.gateway.metrics import Metrics, escape
-from plimsoll.gateway.routes import ROUTES, Route
+from plimsoll.gateway.routes import NAMES, ROUTES, Route
 from plimsoll.gateway.settings import Observer, Record, Settings
 from plimsoll.gateway.table import RouteTable
 
@@ -170,6 +170,19 @@ class Gateway:
             else:
                 client.refuse(error, request_id, keep_alive=request.keep_alive)
 
+    def model_name(self, given: object, route: Route) -> str:
+        """The model that a body names, or the only one that fits where the route lets it out; else GatewayError 400."""
+        if isinstance(given, str) and given:
+            return given
+        if given is None and route.default_model:
+            fit = _fitting(self._table, route)
+            if len(fit) == 1:
+                return fit[0]
+        raise GatewayError(
+            "The body has no 'model'.", status=400, kind="invalid_request_error",
+            hint="Name one of those that GET /v1/models lists.",
+        )  # fmt: skip
+
     def lane(self, model: str, route: Route) -> Lane:
         """The lane of a model; GatewayError 404 when it is not served, 400 when it is of another kind."""
         name = model if model in self._lanes else self._table.resolve(model)
@@ -227,7 +240,7 @@ class Gateway:
         else:
             raise GatewayError(
                 f"There is no {path.decode('utf-8', 'replace')[:200]} here.", status=404, kind="invalid_request_error",
-                hint=f"Served: /v1/models, /health, /metrics, {', '.join(sorted({r.name for r in ROUTES.values()}))}.",
+                hint=f"Served: /v1/models, /health, /metrics, {', '.join(NAMES)}.",
             )  # fmt: skip
         if request.method not in (b"GET", b"HEAD"):
             raise _method_error(request.method, path, "GET")
@@ -303,5 +316,14 @@ def _method_error(method: bytes, path: bytes, right: str) -> GatewayError:
 
 
 def _others(table: RouteTable, route: Route) -> str:
-    fit = [name for name, group in table.models.items() if group and any(t in group[0].tasks for t in route.tasks)]
-    return f"Served here for {route.name}: {', '.join(sorted(fit)[:10])}." if fit else "No model here serves that."
+    fit = _fitting(table, route)
+    return f"Served here for {route.name}: {', '.join(fit[:10])}." if fit else "No model here serves that."
+
+
+def _fitting(table: RouteTable, route: Route) -> list[str]:
+    """Names of the models that serve one of the route's tasks."""
+    return sorted(
+        name
+        for name, group in table.models.items()
+        if group and (not route.tasks or any(task in group[0].tasks for task in route.tasks))
+    )

@@ -35,11 +35,24 @@ class Upstream:
     """What its /rerank returns; logits are passed through a sigmoid."""
     stream_usage: bool = True
     """Whether it understands `stream_options.include_usage`."""
+    token_ids: bool = False
+    """Whether embeddings may be asked for with token ids: only when the clients' vocabulary is the model's."""
+    routes: tuple[str, ...] = ()
+    """Paths that the engine serves; empty: not known, and then OpenAI's and rerank are taken for granted."""
 
     @property
     def key(self) -> tuple[str, str, int]:
         """What stays the same while only its health or limits change."""
         return self.name, self.host, self.port
+
+    def serves(self, *paths: str) -> bool:
+        """Whether the engine is known to serve one of `paths`."""
+        return any(path in self.routes for path in paths)
+
+    def path_of(self, *paths: str) -> bytes:
+        """The first of `paths` that the engine is known to serve, else the first of all; with its base path."""
+        known = next((path for path in paths if path in self.routes), paths[0])
+        return (self.base_path + known).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
