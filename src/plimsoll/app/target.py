@@ -60,20 +60,16 @@ def _name_of(target: str) -> str:
     if not name:
         raise SpecError(
             f"{target!r} is not a model",
-            hint="give a spec file (.yaml), a .gguf file, a model directory or a hub id such as Qwen/Qwen2.5-7B-Instruct",
+            hint="give a spec (.yaml), a .gguf file, a model directory or a hub id such as Qwen/Qwen2.5-7B-Instruct",
         )
     return name[:128]
 
 
 def _override(spec: Spec, overrides: Overrides) -> Spec:
     model: dict[str, Any] = {
-        key: value
-        for key in ("engine", "context", "concurrency")
-        if (value := getattr(overrides, key)) is not None
+        key: value for key in ("engine", "context", "concurrency") if (value := getattr(overrides, key)) is not None
     }
-    gateway: dict[str, Any] = {
-        key: value for key in ("host", "port") if (value := getattr(overrides, key)) is not None
-    }
+    gateway: dict[str, Any] = {key: value for key in ("host", "port") if (value := getattr(overrides, key)) is not None}
     data = spec.model_dump()
     data["models"] = [{**one, **model} for one in data["models"]]
     data["gateway"] = GatewaySpec(**{**data["gateway"], **gateway}) if gateway else data["gateway"]

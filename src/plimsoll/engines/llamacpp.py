@@ -22,7 +22,7 @@ _BUFFERS: tuple[tuple[Quantity, re.Pattern[str]], ...] = (
     ("kv_cache_bytes", re.compile(r"(\S+) KV buffer size " + _SIZE)),
     ("kv_cache_bytes", re.compile(r"(\S+) RS buffer size " + _SIZE)),
     ("compute_bytes", re.compile(r"(\S+) compute buffer size " + _SIZE)),
-    ("compute_bytes", re.compile(r"(\S+)\s+output buffer size " + _SIZE)),
+    ("output_bytes", re.compile(r"(\S+)\s+output buffer size " + _SIZE)),
 )
 _COUNTS: tuple[tuple[Quantity, re.Pattern[str]], ...] = (
     ("kv_tokens", re.compile(r"llama_context: n_ctx\s+= (\d+)")),
@@ -62,9 +62,16 @@ class LlamaCpp:
             parallel=("layer",),
             memory="llamacpp",
             routes=(
-                "/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank",
-                "/v1/messages", "/tokenize", "/detokenize", "/metrics",
-            ),  # fmt: skip
+                "/v1/models",
+                "/v1/chat/completions",
+                "/v1/completions",
+                "/v1/embeddings",
+                "/v1/rerank",
+                "/v1/messages",
+                "/tokenize",
+                "/detokenize",
+                "/metrics",
+            ),
             health_path="/health",
             multi_node=True,
             kv_dtypes=("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"),

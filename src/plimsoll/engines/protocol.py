@@ -52,7 +52,8 @@ class Process:
 
 
 Quantity = Literal[
-    "weights_bytes", "kv_cache_bytes", "kv_tokens", "kv_blocks", "compute_bytes", "graphs_bytes", "activations_bytes",
+    "weights_bytes", "kv_cache_bytes", "kv_tokens", "kv_blocks", "compute_bytes", "output_bytes", "graphs_bytes",
+    "activations_bytes",
     "context_tokens", "sequences", "total_bytes", "load_s",
 ]  # fmt: skip
 

@@ -10,6 +10,7 @@ _ENTRIES: dict[Quantity, str] = {
     "weights_bytes": "weights",
     "kv_cache_bytes": "kv_cache",
     "compute_bytes": "compute",
+    "output_bytes": "output",
     "graphs_bytes": "graphs",
     "activations_bytes": "activations",
 }

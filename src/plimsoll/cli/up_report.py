@@ -1,0 +1,174 @@
+"""`up` on a terminal, in a pipe, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from plimsoll.app.chat import FirstAnswer
+from plimsoll.app.measuring import Measured
+from plimsoll.app.running import RunningDeployment
+from plimsoll.app.serial import plan_to_json
+from plimsoll.cli.draw import draw_plan
+from plimsoll.plan.types import Plan, Replica
+from plimsoll.units import format_bytes, format_seconds
+
+_HEADER = ("at once", "tokens/s each", "tokens/s in all", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99")
+_WIDTHS = (7, 13, 15, 9, 9, 9, 9)
+
+
+class TerminalReport:
+    """Each step as it happens, for a person."""
+
+    def __init__(self, console: Console, *, ask: bool) -> None:
+        self._console = console
+        self._ask = ask
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._rows = 0
+        self._notes: dict[str, None] = {}
+
+    def planned(self, plan: Plan) -> None:
+        """Draw it."""
+        draw_plan(self._console, plan)
+
+    def confirm(self, question: str) -> bool:
+        """Ask, if there is somebody to ask."""
+        return not self._ask or self._console.input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+    def fetching(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
+        """A bar on a terminal; in a pipe one line when it is there."""
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(),
+                TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal, transient=True,
+            )  # fmt: skip
+            self._progress.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(f"Fetching {name}", total=total_bytes)
+        self._progress.update(self._tasks[name], completed=done_bytes, total=total_bytes)
+        if total_bytes is not None and done_bytes >= total_bytes and not self._progress.tasks[self._tasks[name]].fields:
+            self._progress.update(self._tasks[name], told=True)
+            self._say(f"Fetched {name}, {format_bytes(total_bytes)}")
+
+    def starting(self, replicas: tuple[Replica, ...], *, state_dir: Path) -> None:
+        """Name what starts."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        names = ", ".join(f"{one.name} ({one.candidate.engine.name})" for one in replicas)
+        self._say(f"Starting {names}; logs in {state_dir / 'logs'}")
+
+    def ready(self, running: RunningDeployment, *, start_s: float) -> None:
+        """Say so."""
+        self._say(f"Ready after {format_seconds(start_s)}: {running.address}")
+
+    def answered(self, answer: FirstAnswer) -> None:
+        """The answer itself, and how long its first token took."""
+        self._say(f'First answer, first token after {format_seconds(answer.first_token_s)}: "{answer.text}"')
+
+    def measured(self, measured: Measured) -> None:
+        """One row; the head of the table before the first."""
+        if not self._rows:
+            self._say(f"\nMeasured through the gateway ({measured.what}):")
+            self._say("  ".join(head.rjust(width) for head, width in zip(_HEADER, _WIDTHS, strict=True)))
+        self._rows += 1
+        self._say("  ".join(cell.rjust(width) for cell, width in zip(measured.cells, _WIDTHS, strict=True)))
+        self._notes |= dict.fromkeys(measured.notes)
+
+    def up(self, running: RunningDeployment, *, detached: bool) -> None:
+        """Planned beside reported, the address and how to use it."""
+        for note in self._notes:
+            self._say(f"  {note}")
+        if running.observations:
+            self._say("\nMemory, planned and as the engine reports it:")
+            for one in running.observations:
+                if one.quantity.endswith("_bytes") and one.planned is not None:
+                    self._say(
+                        f"  {one.quantity.removesuffix('_bytes').replace('_', ' '):<14}"
+                        f"{format_bytes(one.planned):>12} planned {format_bytes(one.actual):>12} reported"
+                    )
+        self._say(_usage(running))
+        self._say(
+            f"`plimsoll down {running.name}` stops it." if detached else "Ctrl-C stops it and everything it started."
+        )
+
+    def stopping(self) -> None:
+        """Say so."""
+        self._say("\nStopping ...")
+
+    def _say(self, text: str) -> None:
+        console = self._progress.console if self._progress is not None else self._console
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class JsonReport:
+    """One JSON document on stdout when everything is up (or at once for a dry run)."""
+
+    def __init__(self) -> None:
+        self._document: dict[str, Any] = {}
+
+    def planned(self, plan: Plan) -> None:
+        """Keep it."""
+        self._document["plan"] = json.loads(plan_to_json(plan))
+
+    def confirm(self, question: str) -> bool:
+        """Nobody is there to ask: --yes decided already."""
+        return True
+
+    def fetching(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
+        """Nothing to print."""
+
+    def starting(self, replicas: tuple[Replica, ...], *, state_dir: Path) -> None:
+        """Keep where the logs are."""
+        self._document["logs"] = str(state_dir / "logs")
+
+    def ready(self, running: RunningDeployment, *, start_s: float) -> None:
+        """Keep how long it took."""
+        self._document |= {"address": running.address, "start_s": start_s}
+
+    def answered(self, answer: FirstAnswer) -> None:
+        """Keep it."""
+        self._document["first_answer"] = {"text": answer.text, "first_token_s": answer.first_token_s}
+
+    def measured(self, measured: Measured) -> None:
+        """Keep the row."""
+        self._document.setdefault("measured", []).append(measured.json)
+
+    def up(self, running: RunningDeployment, *, detached: bool) -> None:
+        """Print the document."""
+        self._document["deployment"] = running.as_json()
+        print(json.dumps(self._document, indent=2), flush=True)
+
+    def stopping(self) -> None:
+        """Say it where it is no data."""
+        print("stopping", file=sys.stderr)
+
+
+def _usage(running: RunningDeployment) -> str:
+    model = running.models[0]
+    key = ' -H "Authorization: Bearer $KEY"' if running.api_key else ""
+    return f"""
+Address: {running.address}/v1
+
+  curl {running.address}/v1/chat/completions{key} -H 'Content-Type: application/json' \\
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{running.address}/v1", api_key="{"..." if running.api_key else "none"}")
+  answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello!"}}])
+  print(answer.choices[0].message.content)
+"""
