@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -14,6 +15,7 @@ from plimsoll.gateway.sse import EventTap, find_counts
 
 if TYPE_CHECKING:
     from plimsoll.gateway.client import Client, Request
+    from plimsoll.gateway.keys import Holder
     from plimsoll.gateway.lanes import Lane, Target
     from plimsoll.gateway.routes import Adapter, Route
     from plimsoll.gateway.server import Gateway
@@ -26,6 +28,8 @@ _NOT_PASSED_BACK = frozenset({
     b"access-control-expose-headers", b"vary",
 })  # fmt: skip
 _RETRY_STATUS = frozenset({502, 503})
+_BYTES_PER_TOKEN = 4
+"""Of English text in common vocabularies, roughly: for balancing and limits until the engine has counted."""
 _TAIL_BYTES = 4096
 """Enough for the usage object at the end of a JSON body."""
 _REQUEST = b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
@@ -36,50 +40,29 @@ class Exchange:
     """A request and its answer, driven by the client, its lane, the upstream connection and the sweeper."""
 
     __slots__ = (
-        "_adapter",
-        "_ask_usage",
-        "_attempts",
-        "_buffer",
-        "_buffered",
-        "_chunked",
-        "_content",
-        "_first_byte_s",
-        "_gateway",
-        "_head_sent",
-        "_key_name",
-        "_lane",
-        "_left",
-        "_sent_s",
-        "_started_s",
-        "_status",
-        "_stream",
-        "_tail",
-        "_tap",
-        "_upstream_name",
-        "avoid",
-        "body",
-        "client",
-        "connection",
-        "deadline_s",
-        "gone",
-        "key",
-        "model",
-        "request",
-        "request_id",
-        "route",
-        "target",
-        "tokens",
+        "_adapter", "_ask_usage", "_attempts", "_buffer", "_buffered", "_charged", "_chunked", "_content",
+        "_first_byte_s", "_gateway", "_head_sent", "_holder", "_lane", "_sent_s", "_started_s", "_status", "_stream",
+        "_tail", "_tap", "_upstream_name", "avoid", "body", "client", "connection", "deadline_s", "gone", "key",
+        "model", "request", "request_id", "route", "target", "tokens",
     )  # fmt: skip
 
     def __init__(
-        self, gateway: Gateway, client: Client, request: Request, route: Route, request_id: bytes, key: str
+        self,
+        gateway: Gateway,
+        client: Client,
+        request: Request,
+        route: Route,
+        request_id: bytes,
+        holder: Holder | None,
     ) -> None:
         self._gateway = gateway
         self.client = client
         self.request = request
         self.route = route
         self.request_id = request_id
-        self.key = key
+        self.key = holder.key.name if holder is not None else ""
+        self._holder = holder
+        self._charged: int | None = None
         self.body = request.body
         self.model = ""
         self.tokens = 0
@@ -118,7 +101,12 @@ class Exchange:
         if self.route.streams:
             self._stream = content.get("stream") is True
         limit = content.get("max_completion_tokens") or content.get("max_tokens")
-        self.tokens = len(self.body) // 4 + (limit if isinstance(limit, int) else 256)
+        self.tokens = len(self.body) // _BYTES_PER_TOKEN + (limit if isinstance(limit, int) else 256)
+        if self._holder is not None:
+            self._holder.admit(
+                model=name, route=self.route.name, tokens=self.tokens, now_s=self._started_s, unix_s=time.time()
+            )
+            self._charged = self.tokens
         lane.submit(self, self._started_s)
 
     def client_left(self) -> None:
@@ -382,6 +370,9 @@ class Exchange:
         tap = self._tap
         counts = tap.usage if tap is not None else find_counts(self._tail)
         prompt, output = counts or (0, tap.events if tap is not None else 0)
+        if self._holder is not None and self._charged is not None:
+            used = prompt + output if counts or not self._sent_s else len(self.body) // _BYTES_PER_TOKEN + output
+            self._holder.done(estimated=self._charged, used=used)
         self._gateway.note(
             Record(
                 request_id=self.request_id.decode(),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
-import hmac
 import ipaddress
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterable
 
 import orjson
@@ -17,6 +16,7 @@ from plimsoll.errors import GatewayError
 from plimsoll.gateway import answers
 from plimsoll.gateway.client import Client, Request, is_request_id
 from plimsoll.gateway.exchange import Exchange
+from plimsoll.gateway.keys import ApiKey, Holder, KeyRing, digest
 from plimsoll.gateway.lanes import Lane, Target
 from plimsoll.gateway.metrics import Metrics, escape
 from plimsoll.gateway.routes import NAMES, ROUTES, Route
@@ -37,7 +37,7 @@ class Gateway:
         self.loop: asyncio.AbstractEventLoop
         self.now: Callable[[], float]
         self._observe = observe
-        self._keys = {hashlib.sha256(key.encode()).digest() for key in self.settings.api_keys}
+        self._keys: KeyRing | None = None
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._table = RouteTable()
@@ -53,7 +53,11 @@ class Gateway:
         """Listen; GatewayError when the port is taken, or the host is open to others while no key is asked for."""
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time
-        if not self._keys and not is_loopback(host):
+        if self.settings.api_keys and self._keys is None:
+            named = enumerate(self.settings.api_keys, 1)
+            keys = [ApiKey(name=f"spec-{number}", digest=digest(key.encode())) for number, key in named]
+            self._keys = KeyRing(keys, now_s=self.now(), unix_s=time.time())
+        if self._keys is None and not is_loopback(host):
             raise GatewayError(
                 f"Without an API key the gateway listens on the loopback address only, not on {host}.",
                 hint="Set gateway.api_keys, or gateway.host: 127.0.0.1.",
@@ -65,6 +69,12 @@ class Gateway:
         except OSError as error:
             raise _listen_error(error, host, port) from error
         self._sweeper = self.loop.create_task(self._sweep())
+
+    def use_keys(self, keys: KeyRing) -> None:
+        """Accept these keys, and nobody without one, from now on."""
+        if self._keys is not None:
+            keys.take_over(self._keys)
+        self._keys = keys
 
     @property
     def address(self) -> tuple[str, int]:
@@ -153,14 +163,14 @@ class Gateway:
             request.keep_alive = False
         path = request.target.partition(b"?")[0]
         try:
-            key = self._admit(request, path)
+            holder = self._holder(request, path)
             route = ROUTES.get(path)
             if route is None:
                 self._answer_locally(client, request, path, request_id)
                 return
             if request.method != b"POST":
                 raise _method_error(request.method, path, "POST")
-            exchange = Exchange(self, client, request, route, request_id, key)
+            exchange = Exchange(self, client, request, route, request_id, holder)
             client.exchange = exchange
             exchange.begin()
         except GatewayError as error:
@@ -203,23 +213,14 @@ class Gateway:
         if self._observe is not None:
             self._observe(record)
 
-    def _admit(self, request: Request, path: bytes) -> str:
-        """The name of the key that the request comes with; GatewayError 401 without a valid one."""
-        if not self._keys or path == b"/health":
-            return ""
+    def _holder(self, request: Request, path: bytes) -> Holder | None:
+        """Whose key the request comes with; GatewayError 401 without a valid one."""
+        if self._keys is None or path == b"/health":
+            return None
         scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
             token = request.headers.get(b"x-api-key", b"")
-        digest = hashlib.sha256(token.strip()).digest()
-        found = False
-        for known in self._keys:
-            found |= hmac.compare_digest(known, digest)
-        if not found:
-            raise GatewayError(
-                "The API key is missing or wrong.", status=401, kind="invalid_request_error",
-                hint="Send it as 'Authorization: Bearer KEY'.",
-            )  # fmt: skip
-        return digest.hex()[:12]
+        return self._keys.find(token.strip(), time.time())
 
     def _answer_locally(self, client: Client, request: Request, path: bytes, request_id: bytes) -> None:
         path = path.rstrip(b"/") or b"/"
