@@ -36,7 +36,15 @@ def model(
     feed = 3 * hidden * wide if moe is None else 3 * hidden * moe.intermediate_size * moe.experts
 
     def tensors(role, params, sharding, count=0):
-        return TensorClass(role=role, params=params, bytes=params * value, dtype="F16", sharding=sharding, layers=count)
+        return TensorClass(
+            role=role,
+            params=params,
+            bytes=params * value,
+            dtype="F16",
+            sharding=sharding,
+            layers=count,
+            at=tuple(range(count)),
+        )
 
     return ModelFacts(
         id=id, architecture="llama", task=task, layers=layers, hidden_size=hidden, intermediate_size=wide, heads=heads,

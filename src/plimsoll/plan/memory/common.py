@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from plimsoll.errors import PlanError
 from plimsoll.facts.hardware import Device
 from plimsoll.facts.model import AttentionGroup, ModelFacts
 from plimsoll.plan.ledger import Entry
@@ -23,13 +24,16 @@ _VALUE_BYTES = {
 
 
 def value_bytes(dtype: str, *, model_dtype: str = "float16") -> float:
-    """Bytes of one cached value of `dtype`, scales included; "auto" is the model's own; ValueError if unknown."""
+    """Bytes of one cached value of `dtype`, scales included; "auto" is the model's own; PlanError if unknown."""
     name = dtype.lower()
     if name == "auto":
         name = model_dtype if model_dtype in ("float32", "fp32", "f32", "float") else "float16"
     known = _VALUE_BYTES.get(name)
     if known is None:
-        raise ValueError(f"the size of a value of KV dtype {dtype!r} is not known")
+        raise PlanError(
+            f"{dtype!r} is not a KV cache dtype whose size is known",
+            hint=f"One of auto, {', '.join(sorted(_VALUE_BYTES))}.",
+        )
     return known
 
 

@@ -168,12 +168,10 @@ def _weights(model: ModelFacts, *, first: int, layers: int, output: bool, ends: 
     for tensor in model.tensors:
         if tensor.role in ("vision", "mtp"):
             continue
-        if tensor.layers:
-            # A class in fewer layers than there are lies in the last ones: dense layers lead (DeepSeek, GLM, Qwen).
-            begin = model.layers - tensor.layers
-            held = max(0, min(first + layers, model.layers) - max(first, begin))
+        if tensor.at:
+            held = sum(1 for layer in tensor.at if first <= layer < first + layers)
             if experts or tensor.role != "experts":
-                total += tensor.bytes * held / tensor.layers
+                total += tensor.bytes * held / len(tensor.at)
         elif tensor.role == "embedding":
             total += tensor.bytes * (int(ends) + int(output and model.tied_embeddings))
         elif output:

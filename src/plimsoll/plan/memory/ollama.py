@@ -1,0 +1,178 @@
+"""Ollama's accounting: as many layers on the GPUs as its estimate fits, the rest in RAM; `num_gpu` forces a number.
+
+The estimate (v0.1.3x to v0.11, `llm/memory.go` and `fs/ggml/ggml.go`) books a full layer with its share of the cache,
+and the compute graph on every device. num_ctx counts per request slot: the cache holds num_ctx x OLLAMA_NUM_PARALLEL.
+The graph sizes agree with five logged estimates to the last digit. Since August 2026 Ollama runs llama-server itself.
+"""
+
+from __future__ import annotations
+
+from plimsoll.facts.hardware import Device
+from plimsoll.facts.model import ModelFacts
+from plimsoll.facts.sharding import LayerBytes, bytes_by_layer
+from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
+from plimsoll.plan.memory.common import option, other_processes, value_bytes
+from plimsoll.plan.types import Candidate
+from plimsoll.units import MIB
+
+BATCH = 512
+MINIMUM_BYTES = 457 * MIB
+"""Kept free on every CUDA device by the estimate."""
+CONTEXT_BYTES = 300 * MIB
+
+
+def account(candidate: Candidate) -> Ledger:
+    """One ledger per device and one for RAM, with the layers that the estimate, or `num_gpu`, puts on each."""
+    devices = tuple(device for device in candidate.devices if device.vendor != "cpu")
+    forced = option(candidate, "num_gpu", "n_gpu_layers")
+    total = candidate.model.layers + 1
+    automatic = forced is None or int(forced) < 0
+    counts = layers_per_device(candidate, devices) if automatic else _forced(candidate, devices, int(str(forced)))
+    offloaded = sum(counts)
+    graph = graph_bytes(candidate.model, context=_cells(candidate), full=offloaded >= total)
+    per_layer, sizes = _cache_per_layer(candidate), bytes_by_layer(candidate.model)
+    layer = max(sizes.layers, default=0)
+    ledgers = [
+        _device(candidate, device, layers=count, layer=layer, cache=per_layer, graph=graph)
+        for device, count in zip(devices, counts, strict=True)
+    ]
+    ledgers.append(_host(candidate, sizes, offloaded=offloaded, cache=per_layer, graph=0 if offloaded else graph))
+    notes = (f"{offloaded} of {total} layers on the GPUs" + ("" if automatic else ", as num_gpu says"),)
+    cells = _cells(candidate)
+    return Ledger(
+        devices=tuple(ledgers),
+        kv_tokens=cells,
+        max_concurrency=float(candidate.sequences),
+        longest_context_tokens=min(candidate.context_tokens, candidate.model.max_context_tokens or cells),
+        notes=notes,
+    )
+
+
+def layers_per_device(candidate: Candidate, devices: tuple[Device, ...]) -> tuple[int, ...]:
+    """Layers that the estimate puts on each device, the output layer counted as one; the last layers first."""
+    model = candidate.model
+    sizes = bytes_by_layer(model)
+    cache = _cache_per_layer(candidate)
+    cells = _cells(candidate)
+    partial, full = graph_bytes(model, context=cells, full=False), graph_bytes(model, context=cells, full=True)
+    used = [MINIMUM_BYTES + max(partial, full)] * len(devices)
+    counts = [0] * len(devices)
+    usable = [i for i, device in enumerate(devices) if device.free_bytes > used[i] + max(sizes.layers) + cache]
+    placed = 0
+    for layer in reversed(range(model.layers)):
+        size = sizes.layers[layer] + cache
+        usable = [i for i in usable if devices[i].free_bytes > used[i] + size]
+        if not usable:
+            break
+        target = usable[placed % len(usable)]
+        used[target] += size
+        counts[target] += 1
+        placed += 1
+    output = sizes.output or sizes.input
+    if placed == model.layers:
+        room = [i for i in usable or range(len(devices)) if devices[i].free_bytes > used[i] + output]
+        if room:
+            counts[room[placed % len(room)]] += 1
+    return tuple(counts)
+
+
+def graph_bytes(model: ModelFacts, *, context: int, full: bool) -> int:
+    """Ollama's estimate of the compute graph at its batch of 512, fully or partly offloaded."""
+    hidden, heads, kv_heads, vocab = model.hidden_size, model.heads, model.kv_heads, model.vocab_size
+    head_dim = model.head_dim or hidden // max(1, heads)
+    name = model.architecture.lower()
+    batch = BATCH
+    logits = 4 * batch * (hidden + vocab)
+    mixed = logits + hidden * vocab * 105 // 128
+    if "deepseek" in name and any(group.kind == "mla" for group in model.attention):
+        # The key of a head as the file states it: 128 + 64.
+        wide = 2 * _mla_head(model) * heads
+        logits3 = 4 * batch * (3 * hidden + vocab)
+        if full:
+            return max(logits3, 4 * batch * (3 * hidden + 2 + context * (1 + heads) + wide))
+        scores = 4 * batch * (2 * hidden + 1 + wide + context + context * heads)
+        scores += 4 * (wide // 2) * context + hidden * (wide // 2) * 9 // 16
+        return max(logits3 + hidden * vocab * 105 // 128, scores)
+    if "gemma" in name:
+        if full:
+            return max(logits, 4 * batch * (2 + context + context * heads + 2 * hidden + 2 * head_dim * heads))
+        inner = 4 * head_dim * context * 8 + hidden * head_dim * heads * 9 // 16
+        scores = 4 * batch * (2 * hidden + 1 + 2 * head_dim * heads + context + context * heads) + inner
+        return max(4 * hidden * batch + mixed, scores)
+    if "llama" in name or "mistral" in name:
+        if full:
+            return max(4 * batch * (1 + 4 * hidden + context * (1 + heads)), logits)
+        inner = 4 * context * (batch * heads + head_dim * kv_heads) + hidden * hidden * 9 // 16
+        return 4 * batch * hidden + max(4 * batch * (1 + hidden + max(context, hidden)) + inner, mixed)
+    if full:
+        return max(logits, 4 * batch * (1 + 2 * hidden + context + context * heads))
+    return max(mixed, 4 * (batch * (1 + 2 * hidden + context * (1 + heads)) + hidden * (1 + context)))
+
+
+def _mla_head(model: ModelFacts) -> int:
+    return int(model.config.get("qk_nope_head_dim", 128)) + int(model.config.get("qk_rope_head_dim", 64))
+
+
+def _cells(candidate: Candidate) -> int:
+    return candidate.context_tokens * candidate.sequences
+
+
+def _cache_per_layer(candidate: Candidate) -> int:
+    """KV bytes of one layer over all slots; latent attention is cached as full heads, as Ollama's runner did."""
+    model = candidate.model
+    value = value_bytes("f16" if candidate.kv_dtype == "auto" else candidate.kv_dtype)
+    total = 0.0
+    for group in model.attention:
+        if group.kind == "mla":
+            total += group.layers * group.heads * (_mla_head(model) + 128) * value * _cells(candidate)
+        elif group.kind not in ("linear", "encoder"):
+            window = group.window_tokens
+            cells = min(_cells(candidate), window * candidate.sequences + BATCH) if window else _cells(candidate)
+            total += group.layers * group.kv_heads * (group.head_dim + group.v_head_dim) * value * cells
+    return round(total / model.layers)
+
+
+def _forced(candidate: Candidate, devices: tuple[Device, ...], wanted: int) -> tuple[int, ...]:
+    """`wanted` layers dealt out evenly, as the runner splits them where it is not told how."""
+    wanted = min(wanted, candidate.model.layers + 1)
+    if not devices:
+        return ()
+    base, rest = divmod(wanted, len(devices))
+    return tuple(base + (1 if i < rest else 0) for i in range(len(devices)))
+
+
+def _device(candidate: Candidate, device: Device, *, layers: int, layer: int, cache: int, graph: int) -> DeviceLedger:
+    entries = [
+        Entry(
+            name="weights", bytes=layers * layer, basis="derived", source=f"{layers} layers, the largest taken for all"
+        ),
+        Entry(name="kv_cache", bytes=layers * cache, basis="derived", source=f"{_cells(candidate)} cells a layer"),
+        Entry(name="compute", bytes=graph if layers else 0, basis="derived", source="Ollama's estimate of the graph"),
+        Entry(name="overhead", bytes=CONTEXT_BYTES, basis="assumed", source="driver context of one process"),
+    ]
+    if (others := other_processes(device)) is not None:
+        entries.append(others)
+    return DeviceLedger(
+        device=f"{device.name} #{device.index}", total_bytes=device.memory_bytes, limit_bytes=device.memory_bytes,
+        entries=tuple(entries),
+    )  # fmt: skip
+
+
+def _host(candidate: Candidate, sizes: LayerBytes, *, offloaded: int, cache: int, graph: int) -> DeviceLedger:
+    model, host = candidate.model, candidate.host
+    left = max(0, model.layers - offloaded)
+    weights = sizes.input + sum(sizes.layers[:left]) + (0 if offloaded > model.layers else sizes.output)
+    entries = [
+        Entry(name="weights", bytes=weights, basis="derived", source=f"{left} layers and the embedding, mapped"),
+        Entry(name="kv_cache", bytes=left * cache, basis="derived", source=f"{_cells(candidate)} cells a layer"),
+        Entry(name="compute", bytes=graph, basis="derived", source="Ollama's estimate of the graph"),
+    ]
+    others = host.ram_bytes - host.ram_free_bytes
+    if others > 0:
+        entries.append(
+            Entry(
+                name="other_processes", bytes=others, basis="measured", source="RAM in all less what is free",
+                inside=False,
+            )
+        )  # fmt: skip
+    return DeviceLedger(device="RAM", total_bytes=host.ram_bytes, limit_bytes=host.ram_bytes, entries=tuple(entries))
