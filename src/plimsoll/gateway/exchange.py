@@ -43,7 +43,7 @@ class Exchange:
         "_adapter", "_ask_usage", "_attempts", "_buffer", "_buffered", "_charged", "_chunked", "_content",
         "_first_byte_s", "_gateway", "_head_sent", "_holder", "_lane", "_sent_s", "_started_s", "_status", "_stream",
         "_tail", "_tap", "_upstream_name", "avoid", "body", "client", "connection", "deadline_s", "gone", "key",
-        "model", "request", "request_id", "route", "target", "tokens",
+        "model", "request", "request_id", "route", "session", "target", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,7 @@ class Exchange:
         self.tokens = 0
         self.gone = False
         self.avoid = ""
+        self.session = request.headers.get(b"x-session-id", b"")
         self.deadline_s = 0.0
         self.target: Target | None = None
         self.connection: Connection | None = None
@@ -94,8 +95,9 @@ class Exchange:
     def begin(self) -> None:
         """Find the model and ask for a slot; GatewayError if that cannot be."""
         self._content = content = read_body(self.body)
-        self.model = name = self._gateway.model_name(content.get("model"), self.route)
-        self._lane = lane = self._gateway.lane(name, self.route)
+        name = self._gateway.model_name(content.get("model"), self.route)
+        self.model, lane = self._gateway.lane(name, self.route)
+        self._lane = lane
         if self.route.adapt is not None and lane.targets:
             self._adapter = self.route.adapt(self.body, content, lane.targets[0].upstream)
         if self.route.streams:

@@ -76,7 +76,7 @@ class Holder:
         self._day = unix_s // _DAY_S
 
     def admit(self, *, model: str, route: str, tokens: int, now_s: float, unix_s: float) -> None:
-        """Count a request that will take about `tokens`; GatewayError 403, or 429 with Retry-After, if it may not be."""
+        """Count a request that will take about `tokens`; GatewayError 403, or 429 with Retry-After, if not."""
         key = self.key
         if key.models and not any(fnmatch.fnmatchcase(model, pattern) for pattern in key.models):
             raise GatewayError(

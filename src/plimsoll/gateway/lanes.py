@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from plimsoll.errors import GatewayError
-from plimsoll.gateway.policy import Load, least_tokens
+from plimsoll.gateway.policy import Load, PrefixMap, choose, prompt_blocks
 from plimsoll.gateway.settings import Settings
 from plimsoll.gateway.table import Upstream, unknown_model
 from plimsoll.gateway.upstream import Pool, Sender
@@ -26,6 +26,9 @@ class Waiter(Sender, Protocol):
     """A request as its lane sees it."""
 
     key: str
+    body: bytes
+    session: bytes
+    """Requests with the same one go to the same replica; empty: of none."""
     tokens: int
     """Estimated, prompt and answer together."""
     deadline_s: float
@@ -97,7 +100,7 @@ class Target:
 class Lane:
     """The replicas of one model and the requests that wait for them, in turn between keys."""
 
-    __slots__ = ("_queues", "_settings", "name", "targets", "waiting")
+    __slots__ = ("_prefixes", "_queues", "_settings", "name", "targets", "waiting")
 
     def __init__(self, name: str, targets: tuple[Target, ...], settings: Settings) -> None:
         self.name = name
@@ -105,6 +108,7 @@ class Lane:
         self.waiting = 0
         self._queues: collections.OrderedDict[str, collections.deque[Waiter]] = collections.OrderedDict()
         self._settings = settings
+        self._prefixes = PrefixMap()
 
     def submit(self, waiter: Waiter, now_s: float) -> None:
         """Give `waiter` a slot now, let it wait, or raise GatewayError 429 (full) or 503 (nothing to wait for)."""
@@ -213,7 +217,12 @@ class Lane:
         free = [t for t in self.targets if t.running < t.upstream.concurrency and t.usable(now_s)]
         if len(free) > 1 and waiter.avoid:
             free = [target for target in free if target.upstream.name != waiter.avoid]
-        if len(free) < 2:
+        if not free or len(self.targets) == 1:
             return free[0] if free else None
-        loads = [Load(t.upstream.name, t.running, t.upstream.concurrency, t.tokens, t.upstream.weight) for t in free]
-        return free[least_tokens(loads)]
+        blocks = prompt_blocks(waiter.body)
+        index = 0
+        if len(free) > 1:
+            loads = [Load(t.upstream.name, t.running, t.tokens, t.upstream.weight) for t in free]
+            index = choose(loads, session=waiter.session, prefix=self._prefixes.match(blocks))
+        self._prefixes.add(blocks, free[index].upstream.name)
+        return free[index]

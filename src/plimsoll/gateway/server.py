@@ -193,8 +193,8 @@ class Gateway:
             hint="Name one of those that GET /v1/models lists.",
         )  # fmt: skip
 
-    def lane(self, model: str, route: Route) -> Lane:
-        """The lane of a model; GatewayError 404 when it is not served, 400 when it is of another kind."""
+    def lane(self, model: str, route: Route) -> tuple[str, Lane]:
+        """The name that a model is served under, and its lane; GatewayError 404 if not served, 400 if of another kind."""
         name = model if model in self._lanes else self._table.resolve(model)
         lane = self._lanes[name]
         if route.tasks and lane.targets and not any(t in lane.targets[0].upstream.tasks for t in route.tasks):
@@ -205,7 +205,7 @@ class Gateway:
                 kind="invalid_request_error",
                 hint=_others(self._table, route),
             )
-        return lane
+        return name, lane
 
     def note(self, record: Record) -> None:
         """Count a finished request and tell the observer."""
@@ -227,7 +227,9 @@ class Gateway:
         content_type = answers.JSON
         status = 200
         if path in (b"/v1/models", b"/models", b"/v1/v1/models"):
-            body = orjson.dumps({"object": "list", "data": [self._model(name) for name in self._table.models]})
+            body = orjson.dumps(
+                {"object": "list", "data": [self._model(name) for name in self._table.models if name[-1] != "*"]}
+            )
         elif path.startswith((b"/v1/models/", b"/models/")):
             name = path.partition(b"models/")[2].decode("utf-8", "replace")
             self._table.resolve(name)

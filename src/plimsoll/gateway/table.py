@@ -78,7 +78,7 @@ class RouteTable:
 
 def unknown_model(name: str, models: Mapping[str, object]) -> GatewayError:
     """OpenAI's 404 for a model that is not served, with the nearest names that are."""
-    folded = {model.lower(): model for model in models}
+    folded = {model.lower(): model for model in models if not model.endswith("*")}
     near = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)]
     if near:
         hint = f"Did you mean {' or '.join(near)}?"
