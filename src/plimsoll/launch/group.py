@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ Diagnose = Callable[[Sequence[str]], tuple[str, str] | None]
 """Log lines to (cause, hint), or None when it knows no better than the log itself."""
 
 _NO_PORT = re.compile(r"in use|bind|EADDRINUSE|errno 98", re.IGNORECASE)
+LOG_ROOM_BYTES = 1 << 20
+"""Free on the disk, for a restart to keep a log."""
 _LOOK_EVERY_S = 1.0
 _REFUSALS = 3
 _logger = logging.getLogger("plimsoll.launch")
@@ -188,6 +191,10 @@ class Group:
 
     def _log(self, process: Process) -> Path:
         around = self.around
+        if not self.first and shutil.disk_usage(around.state.directory).free < LOG_ROOM_BYTES:
+            # Many an engine dies when it cannot write its log: better one that keeps none.
+            _logger.warning("%s: the disk is full; this run of it keeps no log", self.name)
+            return Path(os.devnull)
         try:
             return new_log(
                 around.state.directory / "logs",
@@ -294,7 +301,11 @@ class Group:
             _logger.warning("%s: %s", self.name, error)
             return
         for run in self.runs:
-            await run.ending
+            if run.ending.cancelled() and run.popen is not None:
+                # The loop is being torn down: nobody else is going to ask for its exit code.
+                run.popen.poll()
+            elif not run.ending.cancelled():
+                await run.ending
         state = self.around.state
         for target in self.targets:
             # A run whose setup was cut short has no process whose end could be seen.

@@ -181,7 +181,7 @@ class Owner:
         """One attempt from its start to its fall."""
         try:
             group = await self._come_up()
-            self._watch = Watch(group)
+            self._watch = Watch(group, (await group.look()).processes)
             self.post(Up(), attempt=attempt)
             self._observe(group)
             await group.guard(self._watch.run())

@@ -18,20 +18,19 @@ _logger = logging.getLogger("plimsoll.launch")
 
 
 class Watch:
-    """Keeps an eye on a group that was ready; `run` ends with DownError only."""
+    """Keeps an eye on a group that is ready; `workers` are the processes it needs. `run` ends with DownError only."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, workers: frozenset[Identity]) -> None:
         self.group = group
         self.policy = group.around.policy
         self.suspected = asyncio.Event()
         """Set from outside: look now."""
-        self._workers: frozenset[Identity] = frozenset()
+        self._workers = workers
         self._strikes = 0
         self._stalled_since: float | None = None
 
     async def run(self) -> None:
         """Look every `health_every_s`, or when it is suspected; raise DownError when it is down or hangs."""
-        self._workers = (await self.group.look()).processes
         while True:
             suspected = await self._pause()
             look = await self.group.look()
