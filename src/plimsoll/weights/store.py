@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,6 +33,14 @@ class StoredFile:
     sha256: str
     mtime_ns: int
     source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The files of a revision that one request needs; `main` is the one to name to the engine, None: the folder."""
+
+    main: str | None
+    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,55 +69,74 @@ class Repo:
         return self.root / "snapshots" / checked_revision(revision)
 
     def files(self, revision: str) -> dict[str, StoredFile]:
-        """The record of a revision, by path; empty if there is none or it is unreadable."""
+        """The checked files of a revision, by path; empty if there is no record or it is unreadable."""
+        return self._read(revision)[0]
+
+    def choice(self, revision: str, wanted: str) -> Choice | None:
+        """What was chosen of a revision when `wanted` was asked for; None if that was never fetched to the end."""
+        return self._read(revision)[1].get(wanted)
+
+    def revisions(self) -> tuple[str, ...]:
+        """The revisions with a record, in order of name."""
+        return tuple(sorted(path.stem for path in (self.root / "plimsoll").glob("*.json")))
+
+    def branch(self, name: str) -> str | None:
+        """The revision that a branch was at when it was fetched."""
         try:
-            rows = json.loads(self._record_path(revision).read_text())
-            return {row["path"]: StoredFile(**row) for row in rows}
-        except (OSError, ValueError, TypeError, KeyError):
-            return {}
+            return checked_revision((self.root / "refs" / checked_path(name)).read_text().strip())
+        except (OSError, UnicodeDecodeError, WeightError):
+            return None
 
     def find(self, revision: str, path: str, *, sha256: str | None = None) -> Path | None:
         """The file if it is there, recorded, and unchanged since it was checked (by size and time of change)."""
         known = self.files(revision).get(path)
-        if known is None or (sha256 is not None and sha256 != known.sha256):
+        if known is None or sha256 not in (None, known.sha256):
             return None
-        place = self.snapshot(revision) / path
+        return self.snapshot(revision) / path if self._unchanged(revision, known) else None
+
+    def has(self, revision: str, paths: Iterable[str]) -> bool:
+        """Whether all of `paths` are there and unchanged."""
+        files = self.files(revision)
+        return all(path in files and self._unchanged(revision, files[path]) for path in paths)
+
+    def _unchanged(self, revision: str, known: StoredFile) -> bool:
+        place = self.snapshot(revision) / known.path
         try:
             status = place.stat()
+            if status.st_size != known.size_bytes:
+                return False
+            return status.st_mtime_ns == known.mtime_ns or hash_file(place) == known.sha256
         except OSError:
-            return None
-        if status.st_size != known.size_bytes:
-            return None
-        if status.st_mtime_ns != known.mtime_ns and hash_file(place) != known.sha256:
-            return None
-        return place
+            return False
 
     def add(self, revision: str, path: str, *, sha256: str, source: str) -> Path:
         """Link the blob `sha256` into the revision as `path` and record it. The caller holds the lock."""
         place = self.snapshot(revision) / checked_path(path)
         blob = self._shared(sha256)
-        place.parent.mkdir(parents=True, exist_ok=True)
         fresh = place.with_name(f".{place.name}.new")
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(os.path.relpath(blob, place.parent))
-        fresh.replace(place)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(os.path.relpath(blob, place.parent))
+            fresh.replace(place)
+        except OSError as error:  # a list that has both `a` and `a/b`, a name that is too long
+            raise WeightError(f"cannot make {place}: {error.strerror}", source=source) from None
         status = blob.stat()
-        files = self.files(revision)
+        files, choices = self._read(revision)
         files[path] = StoredFile(
             path=path, size_bytes=status.st_size, sha256=sha256, mtime_ns=status.st_mtime_ns, source=source
         )
-        self._record(revision, files.values())
+        self._record(revision, files, choices)
         return place
 
-    def forget(self, revision: str, path: str) -> None:
-        """Take a file out of a revision, its bytes too. The caller holds the lock."""
-        files = self.files(revision)
-        known = files.pop(path, None)
-        (self.snapshot(revision) / checked_path(path)).unlink(missing_ok=True)
-        if known:
-            self.blob(known.sha256).unlink(missing_ok=True)
-            (self.store / ".content" / known.sha256).unlink(missing_ok=True)
-            self._record(revision, files.values())
+    def settle(self, revision: str, wanted: str, choice: Choice, *, branch: str | None = None) -> None:
+        """Note that all of `choice` is there, and that `branch` is at this revision. The caller holds the lock."""
+        files, choices = self._read(revision)
+        self._record(revision, files, {**choices, wanted: choice})
+        if branch is not None:
+            path = self.root / "refs" / checked_path(branch)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(revision)
 
     def _shared(self, sha256: str) -> Path:
         """The blob, with its hard link among the store's contents; another model's copy takes its place."""
@@ -128,12 +155,26 @@ class Repo:
             return blob
         return blob
 
-    def _record(self, revision: str, files: Iterable[StoredFile]) -> None:
+    def _read(self, revision: str) -> tuple[dict[str, StoredFile], dict[str, Choice]]:
+        try:
+            record = json.loads(self._record_path(revision).read_text())
+            files = {row["path"]: StoredFile(**row) for row in record["files"]}
+            choices = {
+                wanted: Choice(main=row["main"], paths=tuple(row["paths"])) for wanted, row in record["choices"].items()
+            }
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return {}, {}
+        return files, choices
+
+    def _record(self, revision: str, files: Mapping[str, StoredFile], choices: Mapping[str, Choice]) -> None:
         path = self._record_path(revision)
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".json.new")
-        rows = sorted((asdict(file) for file in files), key=lambda row: str(row["path"]))
-        fresh.write_text(json.dumps(rows, indent=1) + "\n")
+        record = {
+            "files": [asdict(files[name]) for name in sorted(files)],
+            "choices": {wanted: asdict(choice) for wanted, choice in choices.items()},
+        }
+        fresh.write_text(json.dumps(record, indent=1) + "\n")
         fresh.replace(path)
 
     def _record_path(self, revision: str) -> Path:

