@@ -9,6 +9,7 @@ from plimsoll.facts.engine import MemoryPolicy
 from plimsoll.plan.ledger import Ledger
 from plimsoll.plan.memory.llamacpp import account as llamacpp
 from plimsoll.plan.memory.mindie import account as mindie
+from plimsoll.plan.memory.nothing import account as nothing
 from plimsoll.plan.memory.ollama import account as ollama
 from plimsoll.plan.memory.sglang import account as sglang
 from plimsoll.plan.memory.transformers import account as transformers
@@ -18,6 +19,7 @@ from plimsoll.plan.types import Candidate
 LAWS: Mapping[MemoryPolicy, Callable[[Candidate], Ledger]] = {
     "llamacpp": llamacpp,
     "mindie": mindie,
+    "none": nothing,
     "ollama": ollama,
     "openvino": transformers,
     "sglang": sglang,
@@ -30,10 +32,8 @@ def account(candidate: Candidate) -> Ledger:
     """The ledger of `candidate`, by the law of its engine and version; PlanError where no law is known.
 
     A candidate's context and sequences are what it must serve: an engine that books all it can still has to hold one
-    request of the full context. "none" (an engine that is only simulated) takes nothing.
+    request of the full context.
     """
-    if candidate.engine.memory == "none":
-        return Ledger(devices=(), kv_tokens=0, longest_context_tokens=candidate.context_tokens)
     law = LAWS.get(candidate.engine.memory)
     if law is None:
         raise PlanError(
