@@ -204,10 +204,12 @@ def experts(
     gated: bool = True,
     bias: bool = False,
     latent: int = 0,
+    score_bias: bool = False,
 ) -> None:
     """Routed and shared experts with their router in the layers `at`.
 
     `latent`: width that routed experts work in, when it is not the model's own.
+    `score_bias`: the router has a bias for choosing, which config.json need not say.
     """
     count = expert_count(keys)
     inner = keys.size("moe_intermediate_size", "expert_intermediate_size", "intermediate_size", "ffn_hidden_size")
@@ -215,7 +217,11 @@ def experts(
     shapes.linear(
         f"{prefix}.gate", "router", count, keys.hidden, at=at, sharding="replicated", bias=router_bias, quantized=False
     )
-    if keys.get("topk_method") == "noaux_tc" or keys.flag("use_routing_bias", "use_moe_router_bias", "use_expert_bias"):
+    if (
+        score_bias
+        or keys.get("topk_method") == "noaux_tc"
+        or keys.flag("use_routing_bias", "use_moe_router_bias", "use_expert_bias")
+    ):
         shapes.vector(f"{prefix}.gate.e_score_correction_bias", count, role="router", at=at, dtype="float32")
     for part in ("gate_proj", "up_proj") if gated else ("up_proj",):
         shapes.linear(

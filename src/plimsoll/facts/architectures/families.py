@@ -42,12 +42,13 @@ _STYLES: dict[str, Style] = {
     "internlm3": Style(qkv_bias=None), "aquila": _LLAMA, "orion": Style(norm_bias=True), "minicpm": _LLAMA,
     "granite": _LLAMA, "granitemoe": replace(_LLAMA, tied=True), "granitemoeshared": replace(_LLAMA, tied=True),
     "helium": _LLAMA, "nanochat": _LLAMA, "telechat": _LLAMA, "xverse": _LLAMA, "solar": _LLAMA, "exaone": _LLAMA,
-    "qwen2": _QWEN2, "qwen2_moe": _QWEN2, "seed_oss": Style(qkv_bias=True),
+    "qwen2": _QWEN2, "qwen2_moe": _QWEN2, "seed_oss": Style(qkv_bias=True, out_bias=False),
     "qwen3": _QWEN3, "qwen3_moe": _QWEN3, "qwen3_vl_text": _QWEN3, "qwen3_vl_moe_text": _QWEN3, "dots1": _QWEN3,
     "hunyuan_v1_dense": _QWEN3, "hunyuan_v1_moe": _QWEN3, "ernie4_5": _LLAMA, "ernie4_5_moe": _LLAMA,
     "qwen2_vl": _QWEN2, "qwen2_vl_text": _QWEN2, "qwen2_5_vl": _QWEN2, "qwen2_5_vl_text": _QWEN2,
     "gemma": _GEMMA, "gemma2": _GEMMA2, "gemma3": _GEMMA3, "gemma3_text": _GEMMA3,
     "glm": Style(qkv_bias=None, out_bias=False), "glm4": Style(qkv_bias=None, out_bias=False, norms=_TWO_SIDED),
+    "glm4v_text": Style(qkv_bias=True, out_bias=False, norms=_TWO_SIDED),
     "minimax_m2": Style(qk_norm="all"),
     "cohere": Style(norms=("input_layernorm",), tied=True),
     "cohere2": Style(norms=("input_layernorm",), tied=True, sliding_every=4),
@@ -319,12 +320,28 @@ def _mpt(keys: Keys) -> Shapes:
     return decoder(_with(keys, num_key_value_heads=kv, intermediate_size=inner), _STYLES["mpt"])
 
 
+def _mllama(keys: Keys) -> Shapes:
+    """Llama 3.2 Vision's text model: some layers look at the image alone, and engines book a cache for them too."""
+    shapes = Shapes()
+    ends(shapes, keys)
+    shapes.table("embed_tokens.image", 8, keys.hidden, sharding="replicated")
+    layers, crossed = every(keys.layers), keys.sizes("cross_attention_layers")
+    attention(shapes, keys, _LLAMA, tuple(layer for layer in layers if layer not in set(crossed)))
+    attention(shapes, keys, _QWEN3, crossed, prefix="layers.{}.cross_attn")
+    shapes.vector("layers.{}.cross_attn_gates", 2, role="attention", at=crossed)
+    norms(shapes, keys, _LLAMA, layers)
+    mlp(shapes, keys, _LLAMA, layers, keys.inner)
+    return shapes
+
+
 FAMILIES: dict[str, Family] = {
     **{name: _styled(style) for name, style in _STYLES.items()},
     "qwen": _qwen1, "chatglm": _chatglm, "falcon": _falcon, "dbrx": _dbrx, "gpt_oss": _gpt_oss, "glm4_moe": _glm_moe,
+    "glm4v_moe_text": _glm_moe,
     "llama4": _llama4, "llama4_text": _llama4, "gemma4": _gemma4, "gemma4_text": _gemma4, "mimo_v2_flash": _mimo_v2,
     "nemotron-nas": _nas, "qwen2_moe": _shared_gate(_QWEN2), "cohere": _cohere(_STYLES["cohere"]),
     "cohere2": _cohere(_STYLES["cohere2"]), "starcoder2": _biased(_STYLES["starcoder2"], qkv="use_bias"),
     "ernie4_5": _biased(_LLAMA, qkv="use_bias"), "internlm": _biased(_LLAMA, qkv="bias", mlp_too=False),
-    "phimoe": _phimoe, "stablelm": _stablelm, "gpt_bigcode": _bigcode, "mpt": _mpt,
+    "mllama": _mllama, "mllama_text_model": _mllama, "phimoe": _phimoe, "stablelm": _stablelm,
+    "gpt_bigcode": _bigcode, "mpt": _mpt,
 }  # fmt: skip

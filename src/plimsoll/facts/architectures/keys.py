@@ -65,7 +65,8 @@ class Keys:
     @property
     def layers(self) -> int:
         """Number of decoder (or encoder) layers."""
-        count = self.size("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        listed = self.words("layers_block_type")
+        count = len(listed) or self.size("num_hidden_layers", "n_layer", "n_layers", "num_layers")
         if count > MAX_LAYERS:
             raise FactError(f"config.json claims {count} layers", hint="The file is broken.", source=self.source)
         return count

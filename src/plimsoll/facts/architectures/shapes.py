@@ -57,7 +57,7 @@ class Shapes:
         out: int,
         inp: int,
         *,
-        at: Sequence[int] = (),
+        at: Sequence[int] | None = None,
         sharding: Sharding = "tensor",
         cut: Cut = "out",
         bias: bool = False,
@@ -66,14 +66,15 @@ class Shapes:
         dtype: str | None = None,
         quantized: bool = True,
     ) -> None:
-        """A linear layer; a bias is cut with the outputs, and copied where the inputs are cut.
+        """A linear layer in each of the layers `at` (None: one, outside the layers).
 
+        A bias is cut with the outputs, and copied where the inputs are cut.
         `quantized`: whether quantization applies to it (not to routers and the like).
         """
-        if out <= 0 or inp <= 0 or count <= 0:
+        if out <= 0 or inp <= 0 or count <= 0 or (at is not None and not at):
             return
         role = self.role or role
-        layers = tuple(at)
+        layers = tuple(at or ())
         self.weights.append(
             Weight(
                 name=name, role=role, out=out, inp=inp, sharding=sharding, at=layers, count=count, units=units, cut=cut,
@@ -92,18 +93,18 @@ class Shapes:
         size: int,
         *,
         role: TensorRole = "norm",
-        at: Sequence[int] = (),
+        at: Sequence[int] | None = None,
         bias: bool = False,
         sharding: Sharding = "replicated",
         count: int = 1,
         dtype: str | None = None,
     ) -> None:
         """A vector such as a norm's scale, with as many biases when it has them."""
-        if size <= 0:
+        if size <= 0 or (at is not None and not at):
             return
         self.weights.append(
             Weight(
-                name=name, role=self.role or role, out=size * (2 if bias else 1), at=tuple(at), sharding=sharding,
+                name=name, role=self.role or role, out=size * (2 if bias else 1), at=tuple(at or ()), sharding=sharding,
                 count=count, dtype=dtype,
             )
         )  # fmt: skip
