@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from plimsoll.errors import FactError
-from plimsoll.facts.hardware import Device
+from plimsoll.facts.hardware import Device, Vendor
 from plimsoll.units import GB, GIB, MIB
 
 _NOISE = re.compile(
@@ -70,20 +70,29 @@ def find_device(word: str) -> Entry:
     return entry
 
 
-def match_driver(name: str, memory_bytes: int) -> Entry | None:
+def match_driver(name: str, memory_bytes: int | None) -> Entry | None:
     """The catalogue's entry for a device as its driver names it; None where name and memory fit none.
 
-    Cards of one name are sold with different memory (a 3060 with 8 or 12 GB), so the memory decides between them.
+    Cards of one name are sold with different memory (a 3060 with 8 or 12 GB), so the memory decides between them where
+    it is known. Apple's chips are sold with any.
     """
-    entry = _index().get(_key(name))
-    if entry is not None and _fits(entry, memory_bytes):
+    key = _key(name)
+    entry = _index().get(key)
+    if entry is not None and (entry.device.vendor == "apple" or _fits(entry, memory_bytes)):
         return entry
-    base = _key(name)
+    if len(key) < 2:
+        return None
     for other in catalogue().values():
-        named = _key(other.word).startswith(base) or _key(other.device.name).startswith(base)
+        named = _key(other.word).startswith(key) or _key(other.device.name).startswith(key)
         if named and other.device.vendor != "apple" and _fits(other, memory_bytes):
             return other
     return None
+
+
+def match_arch(vendor: Vendor, arch: str, memory_bytes: int) -> Entry | None:
+    """The entry of that architecture and memory, for drivers that give only a family's name ("AMD Radeon Graphics")."""
+    fitting = (entry for entry in catalogue().values() if (entry.device.vendor, entry.device.arch) == (vendor, arch))
+    return next((entry for entry in fitting if _fits(entry, memory_bytes)), None) if vendor == "amd" else None
 
 
 def nearest(word: str, known: list[str]) -> list[str]:
@@ -109,9 +118,9 @@ def with_memory(entry: Entry, box_bytes: int) -> Device:
     return replace(entry.device, memory_bytes=usable, free_bytes=usable, box_bytes=box_bytes, memory_basis="derived")
 
 
-def _fits(entry: Entry, memory_bytes: int) -> bool:
-    sizes = entry.sizes or (entry.device.box_bytes,)
-    return any(abs(memory_bytes - size) <= _SAME_CARD * size for size in sizes) or entry.unified
+def _fits(entry: Entry, memory_bytes: int | None) -> bool:
+    known = entry.device.box_bytes
+    return memory_bytes is None or entry.unified or abs(memory_bytes - known) <= _SAME_CARD * known
 
 
 @cache
