@@ -117,18 +117,19 @@ def accuracy() -> None:
 
 
 def peer_commands(
-    venvs: dict[str, Path], concurrency: int, requests: int, tokens: int, work: Path
+    venvs: dict[str, Path], tokenizer: Path | None, concurrency: int, requests: int, tokens: int, work: Path
 ) -> dict[str, list[str]]:
     """The other generators' command lines, for those with a venv."""
-    gpt2 = str(work / "tokenizer")
     commands = {
         "vllm": f"vllm bench serve --backend openai-chat --base-url {URL} --endpoint /v1/chat/completions --model paced"
-        f" --tokenizer {gpt2} --dataset-name random --random-input-len 64 --random-output-len {tokens}"
+        f" --tokenizer {tokenizer} --dataset-name random --random-input-len 64 --random-output-len {tokens}"
         f" --num-prompts {requests} --max-concurrency {concurrency} --ready-check-timeout-sec 0",
-        "guidellm": f"guidellm benchmark --target {URL} --model paced --processor {gpt2} --profile concurrent"
-        f" --rate {concurrency} --max-requests {requests} --data prompt_tokens=64,output_tokens={tokens}"
-        f" --output-path {work}/guidellm.json",
-        "aiperf": f"aiperf profile --model paced --url {URL} --endpoint-type chat --streaming --tokenizer {gpt2}"
+        "guidellm": f"guidellm run --backend kind=openai_http,target={URL},model=paced"
+        f" --profile kind=concurrent,streams={concurrency} --constraint kind=max_requests,count={requests}"
+        f" --tokenizer kind=hf_auto,model={tokenizer} --disable-console"
+        f" --data kind=synthetic_text,prompt_tokens=64,output_tokens={tokens}"
+        f" --output kind=json,path={work}/guidellm.json",
+        "aiperf": f"aiperf profile --model paced --url {URL} --endpoint-type chat --streaming --tokenizer {tokenizer}"
         f" --concurrency {concurrency} --request-count {requests} --synthetic-input-tokens-mean 64"
         f" --output-tokens-mean {tokens} --ui none --artifact-dir {work}/aiperf",
     }
@@ -141,11 +142,9 @@ def speed(venvs: dict[str, Path], tokenizer: Path | None, *, concurrency: int, r
     rates = {}
     with server(0, 0), tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        if tokenizer is not None:
-            (work / "tokenizer").symlink_to(tokenizer.resolve())
         m = ours(concurrency, requests, tokens)
         rates["plimsoll"] = m["server_requests_per_s"]
-        for name, argv in peer_commands(venvs, concurrency, max(requests // 4, 500), tokens, work).items():
+        for name, argv in peer_commands(venvs, tokenizer, concurrency, max(requests // 4, 500), tokens, work).items():
             stats()
             environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "NO_COLOR": "1"}
             pinned = ["taskset", "-c", str(CORES[-1]), *argv]

@@ -11,6 +11,8 @@ from typing import Any
 Script = Sequence[tuple[float, bytes | None]]
 """(seconds after the request was read, bytes to write); None closes the connection."""
 
+Respond = Callable[[str, Any], Script]
+
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -63,8 +65,8 @@ def answer(status: int, body: Any, *, close: bool = False) -> Script:
 class Server(asyncio.Protocol):
     """Answers each request with `respond(path, body)`'s script."""
 
-    def __init__(self, respond: Callable[[str, Any], Script], seen: list[Any]) -> None:
-        self.respond, self.seen = respond, seen
+    def __init__(self, respond: Respond, seen: list[Any], tokenize: Callable[[Any], Script]) -> None:
+        self.respond, self.seen, self.tokenize = respond, seen, tokenize
         self.buffer = b""
         self.task: asyncio.Task[None] | None = None
 
@@ -84,6 +86,9 @@ class Server(asyncio.Protocol):
         self.buffer = rest[length:]
         path = lines[0].split()[1]
         body = json.loads(rest[:length]) if length else None
+        if path.endswith("/tokenize"):
+            self.task = asyncio.create_task(self.play(self.tokenize(body), 0.0))
+            return
         self.seen.append((path, body, headers))
         self.task = asyncio.create_task(self.play(self.respond(path, body), asyncio.get_running_loop().time()))
 
@@ -106,10 +111,12 @@ class Server(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def serving(respond: Callable[[str, Any], Script]) -> AsyncIterator[tuple[str, list[Any]]]:
-    """(base URL, list of (path, body, headers) seen)."""
+async def serving(
+    respond: Respond, tokenize: Callable[[Any], Script] = lambda _: answer(404, {})
+) -> AsyncIterator[tuple[str, list[Any]]]:
+    """(base URL, list of (path, body, headers) seen, /tokenize left out)."""
     seen: list[Any] = []
-    server = await asyncio.get_running_loop().create_server(lambda: Server(respond, seen), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: Server(respond, seen, tokenize), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     try:
         yield f"http://127.0.0.1:{port}/v1", seen

@@ -7,8 +7,9 @@ import pytest
 from scripted import answer, paced, serving
 
 from plimsoll.bench.load import Load
+from plimsoll.bench.measure import Level
 from plimsoll.bench.report import HEADER, level_json, table_lines
-from plimsoll.bench.sweep import Level, sweep
+from plimsoll.bench.sweep import sweep
 from plimsoll.bench.target import Target
 from plimsoll.errors import BenchError
 

@@ -7,6 +7,7 @@ stamps of 256 streams that move together are not delayed by each other's JSON.
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import time
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ clock = time.perf_counter
 """Monotonic; on Linux it is CLOCK_MONOTONIC and shared by all processes, so their stamps compare."""
 
 _REAP_S = 0.25
+_RETRY_S = 0.2
+_DEAD_AFTER = 20
+"""Connections refused in a row, none made: the server is gone."""
+_FILES_SPARE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,7 @@ class Client:
         self.opened = 0
         self.peak_in_flight = 0
         self.in_flight = 0
+        self._refused = 0
         self._loop = asyncio.get_running_loop()
         self._reads: list[tuple[Connection, bytes, float]] = []
         self._busy: set[Connection] = set()
@@ -57,17 +63,27 @@ class Client:
 
     async def open(self, count: int) -> None:
         """Open connections until `count` lie idle; BenchError when the target does not take them."""
+        allow_files(count + _FILES_SPARE)
         self.idle = [kept for kept in self.idle if kept.reusable]
         missing = count - len(self.idle)
         if missing > 0:
             opened = await asyncio.gather(*(self.connect() for _ in range(missing)))
             self.idle += opened
 
-    async def open_fresh(self) -> None:
-        """One more idle connection, in place of those that have died."""
-        connection = await self.connect()
-        self.idle = [kept for kept in self.idle if kept.reusable]
-        self.idle.append(connection)
+    async def ready(self) -> None:
+        """See that a connection lies open, so that making one is in no latency; BenchError when none is to be had."""
+        while not self.idle or not self.idle[-1].reusable:
+            try:
+                connection = await self.connect()
+            except BenchError:
+                self._refused += 1
+                if self._refused >= _DEAD_AFTER:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+            else:
+                self._refused = 0
+                self.idle = [kept for kept in self.idle if kept.reusable]
+                self.idle.append(connection)
 
     async def connect(self) -> Connection:
         """One new connection; BenchError with the reason when there is none to be had."""
@@ -162,6 +178,19 @@ class Client:
             if connection.sent_s < limit_s:
                 connection.fail("timeout", f"no end after {self.target.timeout_s:.0f} s")
         self._reaper = self._loop.call_later(_REAP_S, self._reap)
+
+
+def allow_files(count: int) -> None:
+    """Raise this process's limit of open files to `count`; BenchError when the system's own limit is below it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if count <= soft or soft == resource.RLIM_INFINITY:
+        return
+    if hard != resource.RLIM_INFINITY and count > hard:
+        raise BenchError(
+            f"{count} open files are needed and {hard} are allowed",
+            hint="raise the limit (ulimit -Hn), or spread the load over more processes",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 class Connection(asyncio.Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from plimsoll.bench.measure import Level
 from plimsoll.bench.stats import Quantiles
 from plimsoll.bench.summary import Summary
-from plimsoll.bench.sweep import Level
 
 HEADER = (
     "concurrency", "tokens/s per request", "tokens/s total", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "failed",
@@ -18,7 +18,7 @@ def table_cells(level: Level) -> tuple[str, ...]:
     """One level's cells under HEADER; times are in milliseconds and say so."""
     s = level.summary
     return (
-        str(level.concurrency) + ("" if s.valid else " !"),
+        level.label + ("" if s.valid else " !"),
         f"{s.tokens_per_s_request:.1f}",
         f"{s.tokens_per_s:.1f}",
         *(_ms(value, of) for of in (s.ttft_s, s.tpot_s) for value in (of.p50, of.p99)),
@@ -36,22 +36,25 @@ def table_lines(levels: Sequence[Level]) -> list[str]:
 
 def remarks(levels: Sequence[Level]) -> list[str]:
     """What a reader of the table must know, each thing once: invalid levels, failures, how tokens were counted."""
-    found: dict[str, list[int]] = {}
+    found: dict[str, list[str]] = {}
     for level in levels:
         s = level.summary
         for text in [f"not valid: {fault}" for fault in s.invalid]:
-            found.setdefault(text, []).append(level.concurrency)
+            found.setdefault(text, []).append(level.label)
         if s.errors:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(s.errors.items()))
-            found.setdefault(f"{s.failed} of {s.requests} requests failed: {kinds}", []).append(level.concurrency)
-    lines = [f"c={','.join(map(str, where))}: {text}" for text, where in found.items()]
+            found.setdefault(f"{s.failed} of {s.requests} requests failed: {kinds}", []).append(level.label)
+    lines = [f"{', '.join(where)}: {text}" for text, where in found.items()]
     notes = dict.fromkeys(note for level in levels for note in (*level.notes, *level.summary.notes))
     return lines + list(notes)
 
 
 def level_json(level: Level) -> dict[str, Any]:
     """One level as JSON values: rates per second, times in seconds."""
-    return {"concurrency": level.concurrency, "model": level.model, **summary_json(level.summary)} | {
+    head = {"concurrency": level.concurrency, "pace": level.label, "model": level.model}
+    return {**head, **summary_json(level.summary)} | {
+        "repeats": [summary_json(summary) for summary in level.repeats] if len(level.repeats) > 1 else [],
+        "spread_of_repeats": level.spread,
         "notes": [*level.notes, *level.summary.notes],
         "generator_cpu_share": level.run.generator.cpu_share,
         "generator_timer_lag_s": level.run.generator.timer_lag_s,
@@ -74,7 +77,9 @@ def summary_json(s: Summary) -> dict[str, Any]:
         "tokens_per_s_total": s.tokens_per_s,
         "tokens_per_s_request": s.tokens_per_s_request,
         "requests_per_s": s.requests_per_s,
+        "offered_requests_per_s": s.offered_per_s,
         "goodput_requests_per_s": s.goodput_per_s,
+        "slo_share": s.slo_share,
         "ttft_s": _quantiles(s.ttft_s),
         "first_answer_s": _quantiles(s.first_answer_s),
         "tpot_s": _quantiles(s.tpot_s),

@@ -6,8 +6,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Literal
 
-TokenBasis = Literal["usage", "chunks", "none"]
-"""usage: the server's own count; chunks: chunks with text counted as one token each; none: no tokens in this answer."""
+TokenBasis = Literal["usage", "tokenizer", "chunks", "none"]
+"""usage: the server's own count; tokenizer: the text counted afterwards; chunks: one token for each chunk with text."""
 ChunkBasis = Literal["chunk", "one", "characters"]
 """How many tokens a chunk held: the chunk says so; one each; the answer's count spread by characters."""
 Phase = Literal["warmup", "measured"]

@@ -1,4 +1,4 @@
-"""Drives a client: closed loop at a fixed concurrency. (Open loops are in `arrivals`.)"""
+"""Drives a client: closed loop at a fixed concurrency. (Open loops: see `openloop`.)"""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
-from plimsoll.bench.client import Client, Request, clock
+from plimsoll.bench.client import Client, clock
 from plimsoll.bench.row import Row
+from plimsoll.bench.work import Item, do
 from plimsoll.errors import BenchError
 
 _BEAT_S = 0.01
-_RETRY_S = 0.2
-_DEAD_AFTER = 20
-"""Connections refused in a row, none made: the server is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +22,7 @@ class Generator:
     """How the load generator itself fared: when it was too slow, the figures are its own and not the server's."""
 
     cpu_share: float
-    """CPU time of this process over wall time; 1 is one core."""
+    """CPU time of this process over wall time; 1 is one core. Of several processes, the busiest."""
     timer_lag_s: float
     """99th percentile of how late the event loop ran a timer; includes about 1 ms of timer grain."""
     peak_in_flight: int
@@ -43,7 +41,7 @@ class Run:
 
 async def closed_loop(
     client: Client,
-    work: Iterator[Request],
+    work: Iterator[Item],
     *,
     concurrency: int,
     requests: int | None = None,
@@ -74,7 +72,7 @@ class _Closed:
     """What the workers of one closed loop share."""
 
     def __init__(
-        self, *, client: Client, work: Iterator[Request], left: int | None, seconds: float | None, warmup: int
+        self, *, client: Client, work: Iterator[Item], left: int | None, seconds: float | None, warmup: int
     ) -> None:
         self.client = client
         self.work = work
@@ -86,7 +84,6 @@ class _Closed:
         self.start_s = 0.0
         self.deadline_s = float("inf")
         self.first_idle_s = 0.0
-        self.refused = 0
 
     def begin(self, workers: int) -> None:
         if self.warmup:
@@ -101,19 +98,19 @@ class _Closed:
 
     async def worker(self) -> None:
         for _ in range(self.warmup):
-            request = next(self.work, None)
-            if request is None:
+            item = next(self.work, None)
+            if item is None:
                 break
-            await self.one(request, warming=True)
+            await self.one(item, warming=True)
         if self.warming:
             self.warming -= 1
             if self.warming == 0:
                 self.steady()
-        while (request := self.next()) is not None:
-            await self.one(request, warming=self.warming > 0)
+        while (item := self.next()) is not None:
+            await self.one(item, warming=self.warming > 0)
         self.first_idle_s = self.first_idle_s or clock()
 
-    def next(self) -> Request | None:
+    def next(self) -> Item | None:
         if self.left == 0 or clock() >= self.deadline_s:
             return None
         # What is sent while another worker still warms up keeps the load as asked for, but does not count.
@@ -121,22 +118,12 @@ class _Closed:
             self.left -= 1
         return next(self.work, None)
 
-    async def one(self, request: Request, *, warming: bool) -> None:
-        client = self.client
-        while not client.idle or not client.idle[-1].reusable:
-            # In a closed loop the connection is made before the request is due: it is not part of its latency.
-            try:
-                await client.open_fresh()
-            except BenchError:
-                self.refused += 1
-                if self.refused >= _DEAD_AFTER:
-                    raise
-                await asyncio.sleep(_RETRY_S)
-        self.refused = 0
-        row = await client.send(request, clock())
-        if warming:
-            row.phase = "warmup"
-        self.rows.append(row)
+    async def one(self, item: Item, *, warming: bool) -> None:
+        await self.client.ready()
+        for row in await do(self.client, item, clock()):
+            if warming:
+                row.phase = "warmup"
+            self.rows.append(row)
 
 
 class Watch:
@@ -181,3 +168,18 @@ async def watch(client: Client) -> AsyncIterator[Watch]:
         beat.cancel()
         if collecting:
             gc.enable()
+
+
+def merge(runs: Sequence[Run]) -> Run:
+    """Runs of several processes at the same time as one: the window in which all of them were steady."""
+    if len(runs) == 1:
+        return runs[0]
+    rows = sorted((row for run in runs for row in run.rows), key=lambda row: row.end_s)
+    window_s = (max(run.window_s[0] for run in runs), min(run.window_s[1] for run in runs))
+    generator = Generator(
+        cpu_share=max(run.generator.cpu_share for run in runs),
+        timer_lag_s=max(run.generator.timer_lag_s for run in runs),
+        peak_in_flight=sum(run.generator.peak_in_flight for run in runs),
+        connections_opened=sum(run.generator.connections_opened for run in runs),
+    )
+    return Run(rows=tuple(rows), window_s=window_s, generator=generator)

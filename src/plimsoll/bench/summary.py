@@ -13,6 +13,7 @@ from plimsoll.bench.stats import Quantiles, quantiles, weighted_quantiles
 LAG_P99_LIMIT_S = 0.010
 CONCURRENCY_SHARE = 0.95
 CPU_SHARE_LIMIT = 0.90
+KEEPS_UP_SHARE = 0.90
 TIMER_LAG_LIMIT_S = 0.010
 
 
@@ -37,6 +38,8 @@ class Summary:
     tokens_per_s_request: float
     """Output tokens of one request over its whole time, queue and prefill included: the mean over requests."""
     requests_per_s: float
+    offered_per_s: float
+    """Requests that were sent in the window, per second: in an open loop, the rate as it really was."""
     ttft_s: Quantiles
     first_answer_s: Quantiles
     """To the first text that is not reasoning."""
@@ -48,6 +51,8 @@ class Summary:
     """Actual minus intended send."""
     goodput_per_s: float | None = None
     """Requests per second that met the service level; None when there is none."""
+    slo_share: float | None = None
+    """Of all measured requests, how many met it."""
     invalid: tuple[str, ...] = ()
     """Why the level may not be believed; empty: valid."""
     notes: tuple[str, ...] = ()
@@ -93,7 +98,7 @@ def summarise(run: Run, *, concurrency: int | None = None, slo: Slo | None = Non
     in_flight = sum(_overlap(row.sent_s, row.end_s, start_s, end_s) for row in run.rows) / window_s
     ended = [row for row in run.rows if row.ok and start_s < row.end_s <= end_s]
     lag_s = quantiles(row.lag_s for row in measured)
-    met = None if slo is None else sum(1 for row in ended if slo.met(row)) / window_s
+    offered = sum(1 for row in measured if start_s <= row.intended_s <= end_s) / window_s
     return Summary(
         requests=len(measured),
         errors=dict(Counter(row.error for row in measured if row.error is not None)),
@@ -106,15 +111,17 @@ def summarise(run: Run, *, concurrency: int | None = None, slo: Slo | None = Non
         tokens_per_s=sum(_tokens_in(row, start_s, end_s) for row in run.rows) / window_s,
         tokens_per_s_request=_mean([row.output_tokens / row.e2e_s for row in good if row.e2e_s > 0]),
         requests_per_s=len(ended) / window_s,
+        offered_per_s=offered,
         ttft_s=quantiles(row.ttft_s for row in good if row.ttft_s is not None),
         first_answer_s=quantiles(row.first_answer_s - row.intended_s for row in good if row.first_answer_s is not None),
         tpot_s=quantiles(row.tpot_s for row in good if row.tpot_s is not None),
         itl_s=weighted_quantiles(gap for row in good for gap in row.gaps()),
         e2e_s=quantiles(row.e2e_s for row in good),
         lag_s=lag_s,
-        goodput_per_s=met,
+        goodput_per_s=None if slo is None else sum(1 for row in ended if slo.met(row)) / window_s,
+        slo_share=None if slo is None or not measured else sum(slo.met(row) for row in measured) / len(measured),
         invalid=tuple(_faults(run, good, lag_s, in_flight, concurrency)),
-        notes=tuple(_notes(run, good)),
+        notes=tuple(_notes(run, good)) + (_backlog(offered, len(ended) / window_s) if concurrency is None else ()),
     )
 
 
@@ -153,9 +160,19 @@ def _notes(run: Run, good: Sequence[Row]) -> Iterable[str]:
         yield f"{cached / prompt:.0%} of the prompt tokens came from the prefix cache"
 
 
+def _backlog(offered: float, ended: float) -> tuple[str, ...]:
+    if ended >= KEEPS_UP_SHARE * offered:
+        return ()
+    return (
+        f"the server did not keep up: {offered:.1f} requests/s came, {ended:.1f} were answered; "
+        f"its queue, and every latency here, grows with the length of the run",
+    )
+
+
 def _basis(rows: Sequence[Row]) -> TokenBasis:
     bases: set[TokenBasis] = {row.counted_by for row in rows}
-    return "chunks" if "chunks" in bases else "usage" if "usage" in bases else "none"
+    order: tuple[TokenBasis, ...] = ("chunks", "tokenizer", "usage")
+    return next((basis for basis in order if basis in bases), "none")
 
 
 def _overlap(start_s: float, end_s: float, from_s: float, to_s: float) -> float:

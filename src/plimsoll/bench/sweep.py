@@ -1,67 +1,65 @@
-"""A sweep: the same load at one concurrency after the other."""
+"""A sweep: the same load at one concurrency after the other. And the edge of a service level, found by ramping."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
-from plimsoll.bench.client import Client
-from plimsoll.bench.load import Load, probe, synthetic
-from plimsoll.bench.run import Run, closed_loop
-from plimsoll.bench.summary import Slo, Summary, summarise
+from plimsoll.bench.load import Load
+from plimsoll.bench.measure import Level, measure
+from plimsoll.bench.processes import Closed
 from plimsoll.bench.target import Target
 from plimsoll.errors import BenchError
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
-    """One concurrency of a sweep: its figures and the rows that they come from."""
-
-    concurrency: int
-    summary: Summary
-    run: Run
-    model: str
-    notes: tuple[str, ...] = ()
-    """What the server would not take or tell, found before the first level."""
+__all__ = ["Level", "find_edge", "sweep"]
 
 
-def _ignore(_: Level) -> None:
-    return
+async def sweep(target: Target, levels: Sequence[int], *, load: Load, **options: Any) -> tuple[Level, ...]:
+    """Measure `load` in a closed loop at each of `levels`; the options are those of `measure`.
 
-
-async def sweep(
-    target: Target,
-    levels: Sequence[int],
-    *,
-    load: Load,
-    slo: Slo | None = None,
-    on_level: Callable[[Level], None] = _ignore,
-) -> tuple[Level, ...]:
-    """Measure `load` in a closed loop at each of `levels`; `on_level` is called as each one is done.
-
-    Every level keeps its own connections open before its first request. BenchError when the target cannot be reached,
-    refuses a first small request, or goes away; requests that fail one by one are counted in the summaries.
+    Every level keeps its own connections open before its first request.
     """
     if not levels or min(levels) < 1:
         raise BenchError("a sweep needs at least one concurrency, each at least 1", hint="such as 1,2,4,8,16")
-    client = Client(target)
-    try:
-        dialect = await probe(client, load)
-        work = synthetic(load, dialect)
-        done = []
-        for concurrency in levels:
-            run = await closed_loop(
-                client,
-                work,
-                concurrency=concurrency,
-                requests=load.requests_at(concurrency),
-                seconds=load.seconds,
-                warmup=load.warmup,
-            )
-            summary = summarise(run, concurrency=concurrency, slo=slo)
-            level = Level(concurrency=concurrency, summary=summary, run=run, model=dialect.model, notes=dialect.notes)
-            on_level(level)
-            done.append(level)
-        return tuple(done)
-    finally:
-        await client.close()
+    return await measure(target, [Closed(concurrency=level) for level in levels], load=load, **options)
+
+
+async def find_edge(
+    measured: Callable[[float], Awaitable[Level]],
+    *,
+    start: float = 1.0,
+    share: float = 0.95,
+    most: float = 1024.0,
+    resolution: float = 0.1,
+    whole: bool = True,
+) -> tuple[Level | None, tuple[Level, ...]]:
+    """The highest pace at which at least `share` of the requests keep the service level, and every level tried.
+
+    `measured` runs one pace (a concurrency, or with `whole` False a rate) and gives its level, which must have been
+    summed up with an Slo. The pace is doubled until it breaks, then halved in between until the edge is known to
+    `resolution` of itself. None when even `start` breaks it.
+    """
+    tried: list[Level] = []
+    good: tuple[float, Level] | None = None
+    bad: float | None = None
+    pace = start
+    while pace <= most:
+        level = await measured(pace)
+        tried.append(level)
+        if level.summary.slo_share is None:
+            raise BenchError("an edge needs a service level to be the edge of", hint="give an SLO: TTFT, TPOT or e2e")
+        if level.summary.slo_share >= share:
+            good = (pace, level)
+        else:
+            bad = pace
+        if good is None:
+            break
+        if bad is None:
+            pace = good[0] * 2
+            continue
+        pace = (good[0] + bad) / 2
+        if whole:
+            pace = float(int(pace))
+        if pace in (good[0], bad) or bad - good[0] <= resolution * good[0]:
+            break
+    return (good[1] if good else None), tuple(tried)
