@@ -91,16 +91,18 @@ def with_env(replica: Replica, **env: str) -> Replica:
 
 @asynccontextmanager
 async def running_fleet(
-    directory: Path, *replicas: Replica, policy: Policy = QUICK, **options: Any
+    directory: Path, *replicas: Replica, policy: Policy = QUICK, adopt: bool = False, **options: Any
 ) -> AsyncIterator[Fleet]:
     """A fleet that was started; at the end it is stopped, and nothing of it may be left."""
     with State(directory) as state:
-        state.save_deployment(DeploymentRow(id="d", name="d"))
+        state.save_deployment(DeploymentRow(id="d", name="harbour"))
         engines = [(replica, ENGINE) for replica in replicas]
         fleet = Fleet(state=state, deployment="d", replicas=engines, policy=policy, **options)
         tasks = asyncio.all_tasks()
+        if adopt:
+            await fleet.adopt()
+        await fleet.start()
         try:
-            await fleet.start()
             yield fleet
         finally:
             began = time.monotonic()

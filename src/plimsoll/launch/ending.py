@@ -39,6 +39,11 @@ class Ending:
         return "ended; its exit code went to the plimsoll that had started it"
 
     @property
+    def killed(self) -> bool:
+        """Whether it had no chance to say why."""
+        return self.oom_killed or self.signal == signals.SIGKILL
+
+    @property
     def hint(self) -> str | None:
         """What to do about it, where that is known without the log."""
         if self.oom_killed:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,7 +127,8 @@ class Group:
     def down(self, run: Run, ending: Ending) -> DownError:
         """Why the group is down: `run` ended."""
         who = "the engine" if len(self.processes) == 1 else f"its process {run.process.name}"
-        failure = self.failure(run, f"{who} {ending.words}", hint=ending.hint, known=ending.oom_killed)
+        # Who was killed from outside could not say why: what its log complains of is something else.
+        failure = self.failure(run, f"{who} {ending.words}", hint=ending.hint, known=ending.killed)
         port = run.process.port
         taken = port is not None and not port_is_free(port, host=self.around.host)
         return DownError(failure, port_taken=taken and any(_NO_PORT.search(line) for line in failure.log))
@@ -134,10 +136,13 @@ class Group:
     def failure(self, run: Run, words: str, *, hint: str | None = None, known: bool = False) -> Failure:
         """A failure in these words; unless the cause is `known`, with what the engine's log says of it."""
         lines = read_lines(run.log)
+        said = last_words(lines)
         diagnosis = None if known else self.around.diagnose(lines)
         if diagnosis is not None:
             words, hint = f"{diagnosis[0]} ({words})", diagnosis[1]
-        return Failure(cause=words, hint=hint, log=last_words(lines), log_path=str(run.log))
+        elif said and not known:
+            words = f"{words}; its log ends: {said[-1][:200]}"
+        return Failure(cause=words, hint=hint, log=said, log_path=str(run.log))
 
     # Coming up.
 
@@ -156,12 +161,16 @@ class Group:
             waiting = [process for process in waiting if process not in now]
 
     async def adopt(self, rows: Sequence[ProcessRow]) -> None:
-        """Take over the processes that `rows` tell of, until all are ready; DownError, LaunchError."""
+        """Take over the processes that `rows` tell of, until all are ready; DownError, LaunchError.
+
+        They had time enough to start: one that shows no life for long enough to be asked thrice is not waited for.
+        """
         by_name = {row.process: row for row in rows}
         for process in self.processes:
             self._enter(adopt_run(process, by_name[process.name]))
+        patience_s = 3 * self.around.policy.probe_timeout_s
         for run in tuple(self.runs):
-            await self.guard(self._ready(run))
+            await self.guard(self._ready(run, patience_s=patience_s))
 
     async def _start(self, process: Process) -> Run:
         around = self.around
@@ -224,12 +233,12 @@ class Group:
 
     # Readiness.
 
-    async def _ready(self, run: Run) -> None:
+    async def _ready(self, run: Run, *, patience_s: float = inf) -> None:
         ready = run.process.ready
         if ready.health_path is None or run.process.port is None:
             return
         answering = asyncio.ensure_future(self._answers(run, ready))
-        lifeless = asyncio.ensure_future(self._shows_no_life(run, ready))
+        lifeless = asyncio.ensure_future(self._shows_no_life(run, min(patience_s, ready.timeout_s)))
         try:
             await asyncio.wait([answering, lifeless], return_when=asyncio.FIRST_COMPLETED)
             (answering if answering.done() else lifeless).result()
@@ -260,12 +269,12 @@ class Group:
                 words = f"its health route says that it is up, but {ready.probe_path} answers {probe.status}: {said}"
                 raise DownError(self.failure(run, words))
 
-    async def _shows_no_life(self, run: Run, ready: Ready) -> None:
-        """DownError when nothing moves for too long: no line in a log, no processor time, no I/O."""
+    async def _shows_no_life(self, run: Run, patience_s: float) -> None:
+        """DownError when nothing moves for `patience_s`: no line in a log, no processor time, no I/O."""
         began = alive = time.monotonic()
         before = await self.look()
         while True:
-            await asyncio.sleep(min(_LOOK_EVERY_S, ready.timeout_s / 4))
+            await asyncio.sleep(min(_LOOK_EVERY_S, patience_s / 4))
             now = time.monotonic()
             look = await self.look()
             # Each is asked every time: a log that is not looked at would be news for ever.
@@ -273,7 +282,7 @@ class Group:
             if any(grew) or look.busy_since(before):
                 alive = now
             before = look
-            if now - alive >= ready.timeout_s:
+            if now - alive >= patience_s:
                 words = f"it hangs while starting: no log line, processor time or I/O for {now - alive:.0f} s"
                 raise DownError(self.failure(run, words))
             if now - began >= self.around.policy.start_limit_s:

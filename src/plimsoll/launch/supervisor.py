@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from plimsoll.engines.protocol import Engine, Ports
 from plimsoll.errors import LaunchError
@@ -166,18 +167,20 @@ class Fleet:
         return all(row.rendered == digest and row.identity is not None and row.identity.alive for row in rows)
 
     async def _settle(self, owner: Owner) -> None:
-        task = self._tasks.get(owner.replica.name)
-        settled = asyncio.ensure_future(owner.settled.wait())
-        try:
-            if task is not None:
-                await asyncio.wait([settled, task], return_when=asyncio.FIRST_COMPLETED)
-                if task.done():
-                    task.result()
-        finally:
-            settled.cancel()
+        """Until it is ready; LaunchError when it failed or was stopped instead, the owner's own error if it died."""
+        task = self._tasks[owner.replica.name]
+        while owner.standing.phase not in ("ready", "failed", "stopped"):
+            settled = asyncio.ensure_future(owner.settled.wait())
+            either: list[asyncio.Future[Any]] = [settled, task]
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                settled.cancel()
+            if task.done():
+                task.result()
         if owner.standing.phase == "failed" and owner.standing.failure is not None:
             raise owner.standing.failure.error(owner.replica.name)
-        if owner.standing.phase != "ready":
+        if owner.standing.phase == "stopped":
             raise LaunchError(f"{owner.replica.name} was stopped before it was ready")
 
     async def _stop(self, names: Sequence[str]) -> None:
