@@ -32,7 +32,8 @@ class Tokenizer:
 def http_client(target: Target) -> httpx.AsyncClient:
     """A client for what is asked before and after the measuring, with the target's key and headers."""
     headers = dict(target.headers) | ({"Authorization": f"Bearer {target.api_key}"} if target.api_key else {})
-    return httpx.AsyncClient(verify=target.verify_tls, timeout=30.0, headers=headers, trust_env=False)
+    verify = resolve(target).tls or False  # no certificates are loaded for plain http
+    return httpx.AsyncClient(verify=verify, timeout=30.0, headers=headers, trust_env=False)
 
 
 def base_url(target: Target) -> str:
