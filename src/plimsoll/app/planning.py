@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 from plimsoll.app.settings import Settings
 from plimsoll.app.weights import fetch_weights, local_weights
 from plimsoll.discover.engines import engines
 from plimsoll.discover.machine import this_machine
 from plimsoll.discover.models import find_model
-from plimsoll.errors import PlanError
+from plimsoll.errors import PlanError, SpecError
 from plimsoll.facts.model import ModelFacts
+from plimsoll.facts.words import parse_hosts
+from plimsoll.plan.rules import check
 from plimsoll.plan.solve import solve
 from plimsoll.plan.types import Plan
 from plimsoll.spec.deployment import Deployment, Spec
@@ -16,10 +20,16 @@ from plimsoll.units import format_bytes
 
 
 def make_plan(spec: Spec, settings: Settings, *, on: str | None = None) -> Plan:
-    """The plan for this machine, or for the one that `on` describes in words. It may not fit: `Plan.fits` says."""
-    known = engines()
+    """The plan for this machine, or for the one that `on` describes in words. It may not fit: `Plan.fits` says.
+
+    SpecError for an engine that is not known, FactError for a model that cannot be read, PlanError where no engine
+    can load it.
+    """
+    wanted = {_engine_name(deployment) for deployment in spec.models}
+    usable = [engine.facts for engine in engines().values() if not engine.facts.fake or engine.facts.name in wanted]
     models = {deployment.name: _facts(deployment, settings) for deployment in spec.models}
-    return solve(spec, models, (this_machine(),), tuple(engine.facts for engine in known.values()))
+    hosts = parse_hosts(on) if on else (this_machine(),)
+    return solve(spec, models, hosts, usable, rules=check)
 
 
 def refuse_unfit(plan: Plan) -> None:
@@ -37,6 +47,18 @@ def refuse_unfit(plan: Plan) -> None:
     raise PlanError(
         f"this would not run: {errors[0].what}", hint=errors[0].fix, findings=[one.what for one in errors[1:]]
     )
+
+
+def _engine_name(deployment: Deployment) -> str:
+    """The engine that the deployment names, without a version; "auto" if it leaves the choice to the plan."""
+    name = deployment.engine.partition("==")[0]
+    known = [*engines(), "auto"]
+    if name not in known:
+        near = get_close_matches(name, known, n=1) or known
+        raise SpecError(
+            f"{deployment.name}: there is no engine {name!r}", hint=f"did you mean {near[0]}? Known: {', '.join(known)}"
+        )
+    return name
 
 
 def _facts(deployment: Deployment, settings: Settings) -> ModelFacts:

@@ -77,7 +77,11 @@ async def serve(state: State, deployment: str, *, report: Report, attached: bool
         replicas=[(replica, known[replica.candidate.engine.name]) for replica in plan.replicas],
         on_change=lambda snapshot: gateway.update(route_table(plan, snapshot)),
     )
-    await gateway.start(spec.gateway.host, spec.gateway.port)
+    try:
+        await gateway.start(spec.gateway.host, spec.gateway.port)
+    except PlimsollError:
+        state.set_deployment(deployment, "stopped")
+        raise
     try:
         gateway.update(route_table(plan, fleet.snapshot()))
         await fleet.adopt()

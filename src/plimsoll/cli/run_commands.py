@@ -11,14 +11,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from plimsoll.app import chat as chatting
 from plimsoll.app import running
 from plimsoll.app.settings import Settings
 from plimsoll.app.target import Overrides
-from plimsoll.app.up import UpRequest, bring_up
 from plimsoll.cli import options
 from plimsoll.cli.draw import lines_of, print_lines
-from plimsoll.cli.up_report import JsonReport, TerminalReport
 from plimsoll.errors import LaunchError
 from plimsoll.units import format_bytes
 
@@ -45,6 +42,10 @@ def up(
     as_json: options.Json = False,
 ) -> None:
     """Plan, fetch, start, front and measure; then stay until Ctrl-C."""
+    # Loaded here, and not for `ps`: it brings the load generator with it.
+    from plimsoll.app.up import UpRequest, bring_up
+    from plimsoll.cli.up_report import JsonReport, TerminalReport
+
     request = UpRequest(
         target=target,
         overrides=Overrides(engine=engine, context=context, concurrency=concurrency, host=host, port=port),
@@ -128,6 +129,8 @@ def chat(
     temperature: Annotated[float | None, typer.Option(min=0)] = None,
 ) -> None:
     """Ask a running model one question and print the answer as it comes."""
+    from plimsoll.app import chat as chatting
+
     found = running.find(Settings.resolve(os.environ), name)
     if not found.address:
         raise LaunchError(f"{found.name} has no address: it is {found.state}", hint="`plimsoll logs` says why")
