@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import launch_kit
 import pytest
-from launch_kit import make_replica, running_fleet, until, view
+from launch_kit import ENGINE, QUICK, make_replica, running_fleet, until, view
 from test_fleet import in_loop
 
 from plimsoll.errors import LaunchError
@@ -23,6 +24,7 @@ from plimsoll.launch.identity import identity_of
 from plimsoll.launch.process import marked, place_of
 from plimsoll.launch.recover import left_behind, list_running, stop_all
 from plimsoll.launch.state import State
+from plimsoll.launch.supervisor import Fleet
 
 
 @contextmanager
@@ -116,9 +118,12 @@ def test_an_engine_that_was_never_recorded_is_found(tmp_path: Path) -> None:
 @in_loop
 async def test_the_next_plimsoll_takes_the_engine_over_and_keeps_it_up(tmp_path: Path) -> None:
     with other_plimsoll(tmp_path) as plimsoll:
-        with pytest.raises(LaunchError, match=f"already run by the plimsoll with pid {plimsoll.pid}"):
-            async with running_fleet(tmp_path, make_replica()):
-                pass
+        with State(tmp_path) as state:
+            refused = Fleet(state=state, deployment="d", replicas=[(make_replica(), ENGINE)])
+            with pytest.raises(LaunchError, match=f"already run by the plimsoll with pid {plimsoll.pid}"):
+                await refused.start()
+            await refused.stop()
+            assert list_running(state)[0].truth == "running", "who was refused leaves the owner alone"
         plimsoll.kill()
         plimsoll.wait()
         pid = engine_pid(tmp_path)
@@ -152,7 +157,8 @@ async def test_one_that_hung_while_nobody_watched_is_started_anew(tmp_path: Path
         plimsoll.wait()
         pid = engine_pid(tmp_path)
         os.kill(pid, signal.SIGSTOP)
-        async with running_fleet(tmp_path, make_replica(), adopt=True) as fleet:
+        policy = replace(QUICK, probe_timeout_s=0.2)
+        async with running_fleet(tmp_path, make_replica(), policy=policy, adopt=True) as fleet:
             await asyncio.wait_for(fleet.wait_ready(), 5)
             assert view(fleet).restarts == 1
             assert identity_of(pid) is None

@@ -25,7 +25,7 @@ from plimsoll.launch.transition import (
     transition,
 )
 
-POLICY = Policy(restarts=3, window_s=60, backoff_s=1, backoff_max_s=3)
+POLICY = Policy(grace_s=3, restarts=3, window_s=60, backoff_s=1, backoff_max_s=3)
 CRASH = Down(failure=Failure(cause="it crashed"))
 CLEAN = CleanUp(grace_s=CRASH_GRACE_S)
 

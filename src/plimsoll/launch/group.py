@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -304,11 +305,16 @@ class Group:
         for run in self.runs:
             if not run.ending.done():
                 run.stopping = True
+        # A thread of its own: those of the loop are few, and many a replica may be deaf at the same time.
+        thread = ThreadPoolExecutor(max_workers=1)
+        work = partial(end, tuple(self.targets), grace_s=grace_s)
         try:
-            await asyncio.to_thread(end, tuple(self.targets), grace_s=grace_s)
+            await asyncio.get_running_loop().run_in_executor(thread, work)
         except LaunchError as error:
             _logger.warning("%s: %s", self.name, error)
             return
+        finally:
+            thread.shutdown(wait=False)
         for run in self.runs:
             if run.ending.cancelled() and run.popen is not None:
                 # The loop is being torn down: nobody else is going to ask for its exit code.

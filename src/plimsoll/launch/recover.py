@@ -51,7 +51,7 @@ def left_behind(state: State) -> tuple[DeploymentRow, ...]:
     return tuple(running.deployment for running in list_running(state) if running.truth in ("orphaned", "gone"))
 
 
-def stop_all(state: State, deployment: str, *, wait_s: float = 15.0, grace_s: float = 3.0) -> None:
+def stop_all(state: State, deployment: str, *, wait_s: float = 15.0, grace_s: float = 2.5) -> None:
     """Stop a deployment from any process: by its supervisor while that lives, else by hand.
 
     Blocks: `wait_s` at most for the supervisor, then `grace_s` + 1.5 s. LaunchError when it is not known, or when

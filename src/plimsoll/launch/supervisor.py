@@ -61,6 +61,7 @@ class Fleet:
             traffic=traffic,
         )
         self._on_change = on_change
+        self._claimed = False
         self._taken: set[int] = set()
         self._owners: dict[str, Owner] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -135,7 +136,8 @@ class Fleet:
     async def stop(self) -> None:
         """Stop everything that was started, children included; within 5 s."""
         await self._stop(tuple(self._owners))
-        self._around.note(lambda: self._state.set_deployment(self._deployment, "stopped"))
+        if self._claimed:
+            self._around.note(lambda: self._state.set_deployment(self._deployment, "stopped"))
 
     def suspect(self, name: str) -> None:
         """Someone got an error or nothing from this replica: look at once whether it still makes tokens."""
@@ -147,6 +149,7 @@ class Fleet:
 
     def _claim(self) -> None:
         self._state.claim(self._deployment, own_identity())
+        self._claimed = True
 
     def _begin(self, name: str, *, inherited: bool) -> None:
         owner = self._owners[name]

@@ -20,11 +20,14 @@ class Policy:
     backoff_s: float = 1.0
     """Wait before the first restart; doubled with every failure in the window."""
     backoff_max_s: float = 60.0
-    grace_s: float = 3.0
-    """From SIGTERM to SIGKILL on a stop; with what comes after, everything is gone within 5 s."""
+    grace_s: float = 2.5
+    """From SIGTERM to SIGKILL on a stop; with what comes before and after, everything is gone within 5 s."""
     start_limit_s: float = 7200.0
     """For a start that shows signs of life all the time."""
-    health_every_s: float = 1.0
+    look_every_s: float = 1.0
+    """At what costs nothing: whether all workers live, how long requests have waited."""
+    health_every_s: float = 10.0
+    """Between two questions to the health route of an engine that nobody waits for."""
     health_timeout_s: float = 2.0
     silent_after_s: float = 3.0
     """No byte to anyone while requests are outstanding: a real token is asked for."""

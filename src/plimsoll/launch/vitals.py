@@ -45,7 +45,7 @@ def take_vitals(roots: Collection[Identity], *, at: float) -> Vitals:
     for root in roots:
         if not root.alive:
             continue
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             process = psutil.Process(root.pid)
             for one in (process, *process.children(recursive=True)):
                 _look(one, cpu_s, io_bytes)
@@ -56,7 +56,7 @@ def _look(process: psutil.Process, cpu_s: dict[Identity, float], io_bytes: dict[
     identity = identity_of(process.pid)
     if identity is None:
         return
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.Error):
         times = process.cpu_times()
         cpu_s[identity] = times.user + times.system
     # Not every system tells it, and not of every process.

@@ -28,57 +28,73 @@ class Watch:
         self._workers = workers
         self._strikes = 0
         self._stalled_since: float | None = None
+        self._asked = time.monotonic()
+        """When its health route was last asked."""
 
     async def run(self) -> None:
-        """Look every `health_every_s`, or when it is suspected; raise DownError when it is down or hangs."""
+        """Look every `look_every_s`, or when it is suspected; raise DownError when it is down or hangs."""
         while True:
-            suspected = await self._pause()
-            look = await self.group.look()
-            self._keep_logs_short()
-            lost = self._workers - look.processes
-            health = await self._health()
-            traffic = self.group.around.traffic(self.group.name)
-            flowing = traffic is not None and traffic.outstanding > 0 and traffic.silent_s < self.policy.silent_after_s
-            silent = traffic is not None and traffic.outstanding > 0 and not flowing
-            if flowing or not (suspected or lost or silent or health.outcome != "answered"):
-                self._strikes, self._stalled_since = 0, None
+            try:
+                async with asyncio.timeout(self.policy.look_every_s):
+                    await self.suspected.wait()
+            except TimeoutError:
+                self._keep_house()
+            if not await self._in_doubt():
+                self._relieve()
                 continue
+            lost = self._lost()
+            before = await self.group.look()
             began = time.monotonic()
-            answer = await self._probe(health)
+            answer = await self._probe()
             if answer.outcome in ("answered", "refused"):
                 self._workers -= lost
-                self._strikes, self._stalled_since = 0, None
+                self._relieve()
             elif answer.outcome == "silent":
-                busy = (await self.group.look()).busy_since(look)
-                self._judge_silence(busy=busy, lost=lost, began=began, traffic=traffic)
+                self._judge_silence(busy=(await self.group.look()).busy_since(before), lost=lost, began=began)
             else:
                 self._judge_error(answer, lost=lost)
+            # However many suspect it: it is asked for one token at a time, with a pause between.
+            await asyncio.sleep(self.policy.look_every_s)
 
-    async def _pause(self) -> bool:
-        try:
-            async with asyncio.timeout(self.policy.health_every_s):
-                await self.suspected.wait()
-        except TimeoutError:
-            return False
+    def _relieve(self) -> None:
+        self._strikes, self._stalled_since = 0, None
         self.suspected.clear()
-        return True
 
-    async def _health(self) -> Answer:
+    async def _in_doubt(self) -> bool:
+        """Whether a token must be asked for. Cheap as long as tokens flow or nobody waits for one."""
+        traffic = self._traffic()
+        if traffic is not None and traffic.outstanding > 0:
+            return traffic.silent_s >= self.policy.silent_after_s
+        if self.suspected.is_set() or self._strikes or self._stalled_since is not None or self._lost():
+            return True
+        if time.monotonic() - self._asked < self.policy.health_every_s:
+            return False
+        # Not every second: many an engine writes a line to its log each time.
+        self._asked = time.monotonic()
         run = self.group.serving
         path, port = run.process.ready.health_path, run.process.port
         if path is None or port is None:
-            return Answer(outcome="answered")
-        return await ask(self.group.around.host, port, path, timeout_s=self.policy.health_timeout_s)
+            return False
+        health = await ask(self.group.around.host, port, path, timeout_s=self.policy.health_timeout_s)
+        return health.outcome != "answered"
 
-    async def _probe(self, health: Answer) -> Answer:
+    async def _probe(self) -> Answer:
         run = self.group.serving
-        ready, port = run.process.ready, run.process.port
-        if ready.probe_path is None or port is None:
-            return health
+        ready, port, host = run.process.ready, run.process.port, self.group.around.host
         timeout_s = self.policy.probe_timeout_s
-        return await ask(self.group.around.host, port, ready.probe_path, body=ready.probe_body, timeout_s=timeout_s)
+        if port is None or ready.health_path is None:
+            return Answer(outcome="answered")
+        if ready.probe_path is None:
+            return await ask(host, port, ready.health_path, timeout_s=timeout_s)
+        return await ask(host, port, ready.probe_path, body=ready.probe_body, timeout_s=timeout_s)
 
-    def _judge_silence(self, *, busy: bool, lost: frozenset[Identity], began: float, traffic: Traffic | None) -> None:
+    def _lost(self) -> frozenset[Identity]:
+        return frozenset(worker for worker in self._workers if not worker.alive)
+
+    def _traffic(self) -> Traffic | None:
+        return self.group.around.traffic(self.group.name)
+
+    def _judge_silence(self, *, busy: bool, lost: frozenset[Identity], began: float) -> None:
         self._stalled_since = began if self._stalled_since is None else self._stalled_since
         stalled_s = time.monotonic() - self._stalled_since
         if lost:
@@ -87,6 +103,7 @@ class Watch:
             raise self._down(f"its worker process {pids} is gone{killed} and it answers nothing any more")
         if busy and stalled_s < self.policy.stall_limit_s:
             return
+        traffic = self._traffic()
         waiting = f"; {traffic.outstanding} requests wait" if traffic is not None and traffic.outstanding else ""
         how = "busy, but without a token" if busy else "no token and no processor time"
         raise self._down(f"it hangs: {how} for {stalled_s:.0f} s{waiting}")
@@ -94,7 +111,6 @@ class Watch:
     def _judge_error(self, answer: Answer, *, lost: frozenset[Identity]) -> None:
         self._strikes += 1
         if self._strikes < _STRIKES and not lost:
-            self.suspected.set()
             return
         if answer.outcome == "closed":
             raise self._down("it runs, but nobody answers on its port any more")
@@ -104,8 +120,10 @@ class Watch:
     def _down(self, words: str) -> DownError:
         return DownError(self.group.failure(self.group.serving, words))
 
-    def _keep_logs_short(self) -> None:
+    def _keep_house(self) -> None:
         for run in self.group.runs:
+            if run.identity.alive:
+                run.oom.look()
             if str(run.log) == os.devnull:
                 continue
             try:
