@@ -25,8 +25,12 @@ CONTEXT_BYTES = 450 * MIB
 """What the driver takes of a GPU for the process; CUDA contexts take 300 to 600 MiB by card and driver."""
 FLASH_BY_DEFAULT = 6325
 """Build from which flash attention is chosen by itself where the device has it (llama.cpp PR 15434, August 2025)."""
-LATENT_BY_DEFAULT = 5140
-"""Build from which MLA models cache the latent only (llama.cpp PR 12801, April 2025)."""
+LATENT_CACHE = 5140
+"""Build from which MLA models cache the latent (llama.cpp PR 12801, April 2025); full heads before."""
+LATENT_ONCE = 7800
+"""Build by which the latent's part that serves as V is no longer cached a second time (b11549 does not)."""
+WINDOW_CACHE = 5440
+"""Build from which sliding layers keep a cache of the window only (llama.cpp PR 13194, May 2025)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,10 @@ class _Settings:
     full_window: bool
     cache_on_host: bool
     no_cache: bool
+    fork: bool
+    """ik_llama.cpp, a fork with options of its own."""
+    latent: bool
+    copies: int
 
     def window_cells(self, window: int) -> int:
         """Cells of one stream of sliding layers: the window (of each sequence that shares it) and one batch."""
@@ -90,6 +98,7 @@ def build_number(version: str) -> int:
 def _settings(candidate: Candidate) -> _Settings:
     model = candidate.model
     build = build_number(candidate.engine.version)
+    fork = candidate.engine.name.startswith("ik")
     unified = flag_option(candidate, "kv_unified", default=False)
     total = candidate.context_tokens * candidate.sequences
     streams = 1 if unified else candidate.sequences
@@ -97,6 +106,8 @@ def _settings(candidate: Candidate) -> _Settings:
     automatic = flash_word is None or str(flash_word).lower() == "auto"
     flash = build >= FLASH_BY_DEFAULT if automatic else flag_option(candidate, "flash_attn", default=True)
     kv_dtype = "f16" if candidate.kv_dtype == "auto" else candidate.kv_dtype
+    stored = value_bytes(str(option(candidate, "cache_type_v") or kv_dtype))
+    flash = flash or stored not in (2.0, 4.0)  # A quantised V cache runs with flash attention only.
     cells = ceil_to(total / streams, CELL_STEP)
     ubatch = int_option(candidate, "ubatch_size", "n_ubatch", default=512)
     batch = int_option(candidate, "batch_size", "n_batch", default=max(candidate.batched_tokens or 2048, ubatch))
@@ -108,11 +119,25 @@ def _settings(candidate: Candidate) -> _Settings:
         batch_tokens=min(ubatch, batch, max(cells, 1)) if build < OUTPUTS_PER_SLOT else min(ubatch, batch),
         flash=flash,
         key_bytes=value_bytes(str(option(candidate, "cache_type_k") or kv_dtype)),
-        value_bytes=value_bytes(str(option(candidate, "cache_type_v") or kv_dtype)),
-        full_window=flag_option(candidate, "swa_full", default=False),
+        value_bytes=stored,
+        full_window=flag_option(candidate, "swa_full", default=False) or build < WINDOW_CACHE,
         cache_on_host=flag_option(candidate, "no_kv_offload", default=False),
         no_cache=all(group.kind == "encoder" for group in model.attention),
+        fork=fork,
+        copies=_input_copies(candidate),
+        latent=build >= LATENT_CACHE if not fork else flash or int_option(candidate, "mla", default=0) > 0,
     )
+
+
+def _input_copies(candidate: Candidate) -> int:
+    """Four copies of the graph's inputs where all layers lie on several devices and run as a pipeline."""
+    devices = [device for device in candidate.devices if device.vendor != "cpu"]
+    wanted = option(candidate, "n_gpu_layers", "gpu_layers")
+    whole = wanted is None or str(wanted) in ("auto", "all", "-1") or int(wanted) > candidate.model.layers
+    moved = flag_option(candidate, "cpu_moe", default=False) or option(candidate, "override_tensor") is not None
+    on_host = flag_option(candidate, "no_kv_offload", default=False)
+    fork = candidate.engine.name.startswith("ik")
+    return 4 if len(devices) > 1 and whole and not (moved or on_host or fork) else 1
 
 
 # --- where the layers go -----------------------------------------------------------------------------------------
@@ -216,7 +241,12 @@ def _cell_bytes(settings: _Settings, group: AttentionGroup) -> float:
     if group.kind in ("linear", "encoder"):
         return 0.0
     if group.kind == "mla":
-        return group.layers * group.head_dim * settings.key_bytes
+        if not settings.latent:
+            # Keys of 128 + 64 and values of 128 for every head (DeepSeek V2 and V3 alike).
+            return group.layers * group.heads * (192 * settings.key_bytes + 128 * settings.value_bytes)
+        twice = not settings.fork and settings.build < LATENT_ONCE
+        again = (group.head_dim - 64) * settings.value_bytes if twice else 0.0
+        return group.layers * (group.head_dim * settings.key_bytes + again)
     return (
         group.layers * group.kv_heads * (group.head_dim * settings.key_bytes + group.v_head_dim * settings.value_bytes)
     )
@@ -232,6 +262,8 @@ def _batch(candidate: Candidate, settings: _Settings) -> Batch:
         outputs=settings.batch_tokens if _pooled(candidate) else candidate.sequences,
         flash=settings.flash,
         build=settings.build,
+        copies=settings.copies,
+        fork=settings.fork,
     )
 
 

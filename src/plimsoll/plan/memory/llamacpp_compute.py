@@ -30,6 +30,10 @@ class Batch:
     """Tokens that logits are computed for."""
     flash: bool
     build: int
+    copies: int = 1
+    """Of the graph's inputs; more than one where layers on several devices run as a pipeline."""
+    fork: bool = False
+    """ik_llama.cpp: its mask and its output stage differ."""
 
 
 def layer_values(model: ModelFacts, *, window: bool = False) -> int:
@@ -67,26 +71,41 @@ def compute_bytes(model: ModelFacts, batch: Batch, *, output: bool = True) -> in
 
 
 def _layers(model: ModelFacts, batch: Batch) -> float:
+    """Bytes while a layer is computed. The mask is f16 today; older builds made it in f32 and cast it, both alive until
+    the first layer's attention, the cast one through all layers."""
     values = layer_values(model) * FLOAT * batch.tokens
     cells = batch.cells + batch.window_cells
+    inputs = (batch.copies - 1) * batch.tokens * (cells + model.hidden_size) * FLOAT
     if not batch.cells:
         return values
     if batch.flash:
-        # The mask is f16 today; it used to be made in f32 and cast, both alive through all layers.
-        return values + cells * batch.tokens * (2 if batch.build >= OUTPUTS_PER_SLOT else 6)
+        if batch.build >= OUTPUTS_PER_SLOT:
+            return values + cells * batch.tokens * 2 + inputs
+        if batch.fork:
+            return values + cells * batch.tokens * FLOAT + inputs
+        casting = cells * batch.tokens * 6 + 5 * model.hidden_size * FLOAT * batch.tokens
+        return max(casting, values + cells * batch.tokens * 2) + inputs
     mask = cells * batch.tokens * FLOAT
+    return mask + inputs + max(values, _scores(model, batch))
+
+
+def _scores(model: ModelFacts, batch: Batch) -> float:
+    """Attention without flash attention: a float for each head, cell and token, and what attention works on."""
     scores, attended = 0.0, 0
     for group in model.attention:
         if group.kind in ("linear", "encoder"):
             continue
         width = batch.window_cells if group.window_tokens and batch.window_cells else batch.cells
         scores = max(scores, float(width * group.heads * FLOAT * batch.tokens))
+        query, key = group.heads * group.head_dim, group.kv_heads * group.head_dim
         if group.kind == "mla":
             attended = max(attended, layer_values(model))
-        else:
-            query, key = group.heads * group.head_dim, group.kv_heads * group.head_dim
+        elif batch.build >= OUTPUTS_PER_SLOT:
             attended = max(attended, 3 * model.hidden_size + 3 * query + 2 * key)
-    return mask + max(values, scores + attended * FLOAT * batch.tokens)
+        else:
+            # 164 and 296 MiB logged for a 7B of 2048 and 4096 cells, 672 for a 35B with four copies of its inputs.
+            attended = max(attended, 2 * model.hidden_size + 2 * query)
+    return scores + attended * FLOAT * batch.tokens
 
 
 def _output(model: ModelFacts, batch: Batch) -> float:
@@ -94,4 +113,5 @@ def _output(model: ModelFacts, batch: Batch) -> float:
         mask = (batch.cells + batch.window_cells) * batch.tokens * 2
         return batch.outputs * model.vocab_size * FLOAT + 5 * model.hidden_size * FLOAT * batch.tokens + mask
     # The masks are free again by then; the logits lie behind what the last layer left.
-    return (model.vocab_size + 2 * model.hidden_size) * FLOAT * float(batch.tokens)
+    left = 2 if batch.build >= OUTPUTS_PER_SLOT or (batch.fork and model.moe) else 1
+    return (model.vocab_size + left * model.hidden_size) * FLOAT * float(batch.tokens)
