@@ -25,8 +25,8 @@ NEEDED = ["config.json", "model-1.safetensors", "model-2.safetensors", "tokenize
 @pytest.fixture
 def environ(hub: Hub, tmp_path: Path) -> dict[str, str]:
     return {
-        "HF_ENDPOINT": hub.url, "MODELSCOPE_ENDPOINT": hub.url, "OLLAMA_REGISTRY": hub.url, "HOME": str(tmp_path / "home"),
-        "HF_HOME": str(tmp_path / "home" / "hf"),
+        "HF_ENDPOINT": hub.url, "MODELSCOPE_ENDPOINT": hub.url, "OLLAMA_REGISTRY": hub.url,
+        "HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "home" / "hf"),
     }  # fmt: skip
 
 
