@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from plimsoll.bench.arrivals import Arrivals
 from plimsoll.bench.client import Client
 from plimsoll.bench.load import Load
 from plimsoll.bench.probe import probe, recount
-from plimsoll.bench.processes import Closed, Job, Pace, Replay, run_in_processes, run_job
+from plimsoll.bench.processes import Closed, Job, Pace, Replay, label, run_in_processes, run_job
 from plimsoll.bench.run import Run
 from plimsoll.bench.sampling import Sample, Sampler
 from plimsoll.bench.summary import Slo, Summary, summarise
@@ -32,6 +31,8 @@ class Level:
     """What the server would not take or tell, found before the first level."""
     repeats: tuple[Summary, ...] = ()
     """All repeats, in order."""
+    runs: tuple[Run, ...] = ()
+    """Their rows."""
     samples: tuple[Sample, ...] = ()
 
     @property
@@ -42,9 +43,7 @@ class Level:
     @property
     def label(self) -> str:
         """What was asked for, short: "16" in flight, "2.5/s", or "trace"."""
-        if isinstance(self.pace, Closed):
-            return str(self.pace.concurrency)
-        return f"{self.pace.rate_per_s:g}/s" if isinstance(self.pace, Arrivals) else f"trace x{self.pace.speed:g}"
+        return label(self.pace)
 
     @property
     def spread(self) -> float | None:
@@ -126,7 +125,8 @@ def _middle(levels: Sequence[Level]) -> Level:
     summaries = tuple(level.summary for level in levels)
     usable = [level for level in levels if level.summary.valid] or list(levels)
     usable.sort(key=lambda level: _throughput(level.summary))
-    return replace(usable[(len(usable) - 1) // 2], repeats=summaries)
+    runs = tuple(level.run for level in levels)
+    return replace(usable[(len(usable) - 1) // 2], repeats=summaries, runs=runs)
 
 
 def _throughput(summary: Summary) -> float:

@@ -42,6 +42,13 @@ class Replay:
 Pace = Closed | Arrivals | Replay
 
 
+def label(pace: Pace) -> str:
+    """What is asked for, short: "16" in flight, "2.5/s", or "trace x2"."""
+    if isinstance(pace, Closed):
+        return str(pace.concurrency)
+    return f"{pace.rate_per_s:g}/s" if isinstance(pace, Arrivals) else f"trace x{pace.speed:g}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What one process is told to do: its share of a level."""
