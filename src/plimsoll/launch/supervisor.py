@@ -22,7 +22,7 @@ from plimsoll.launch.identity import own_identity
 from plimsoll.launch.owner import Owner, ReplicaView
 from plimsoll.launch.process import Target, digest_of, end, marked
 from plimsoll.launch.state import ProcessRow, State
-from plimsoll.launch.transition import Policy, Start, Stop
+from plimsoll.launch.transition import CRASH_GRACE_S, Policy, Start, Stop
 from plimsoll.plan.types import Replica
 
 Snapshot = tuple[ReplicaView, ...]
@@ -89,7 +89,9 @@ class Fleet:
         targets = {Target(run=row.run, root=row.identity) for row in rest}
         targets |= {stray for stray in strays if stray.run not in kept}
         if targets:
-            await asyncio.to_thread(end, targets, grace_s=self._around.policy.grace_s)
+            whole = any(row.identity is not None and row.identity.alive for row in rest)
+            grace_s = self._around.policy.grace_s if whole else CRASH_GRACE_S
+            await asyncio.to_thread(end, targets, grace_s=grace_s)
         for row in rest:
             self._state.end_process(row.run, cause="ended at the next start: plimsoll had died")
         for name in adopted:
