@@ -28,3 +28,8 @@ def in_range(version: str, versions: str) -> bool:
     Builds with a local part (`0.6.1+cu118`) and pre-releases lie where their public version lies.
     """
     return SpecifierSet(versions).contains(parse_version(version).public, prereleases=True)
+
+
+def is_known(text: str) -> bool:
+    """Whether `text` names a version that can be ordered."""
+    return parse_version(text) != _NEWEST

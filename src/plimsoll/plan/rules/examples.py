@@ -8,7 +8,8 @@ from typing import Any
 
 from plimsoll.facts.engine import EngineFacts, MemoryPolicy
 from plimsoll.facts.hardware import Device, Host
-from plimsoll.facts.model import AttentionGroup, AttentionKind, ModelFacts, Moe, Quantization
+from plimsoll.facts.model import AttentionGroup, AttentionKind, ModelFacts, Moe, Quantization, TensorClass
+from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
 from plimsoll.plan.types import Candidate, Parallel
 from plimsoll.spec.deployment import Deployment
 from plimsoll.units import GIB
@@ -32,9 +33,10 @@ _CANDIDATE = {"dtype", "kv_dtype", "eager", "sequences", "context_tokens", "batc
 _HOST = {"cores", "ram_bytes", "glibc"}
 _DEVICE = {"arch", "driver", "runtime", "link"}
 _OWN = {
-    "engine", "version", "mla", "hybrid", "encoder", "window", "experts", "moe_intermediate", "shared_intermediate",
-    "stored", "group_size", "block", "skip", "quantization", "tp", "pp", "dp", "ep", "gpus", "gpu_names", "vendor",
-    "memory_gib", "free_gib", "options", "model_id", "task", "stored_dtype",
+    "activation", "block", "dp", "encoder", "engine", "ep", "experts", "free_gib", "gpu_names", "gpus", "group_size",
+    "hybrid", "ledger_free_bytes", "ledger_kv_tokens", "memory_gib", "mla", "model_id", "moe_intermediate",
+    "moe_layers", "options", "pp", "quantization", "shared_intermediate", "skip", "stored", "stored_dtype", "task",
+    "tp", "vendor", "version", "weight_gib", "window",
 }  # fmt: skip
 
 
@@ -89,6 +91,20 @@ def candidate(**overrides: Any) -> Candidate:
     )
 
 
+def ledger(**overrides: Any) -> Ledger | None:
+    """The ledger that belongs to an example; None where the example speaks of none."""
+    if "ledger_free_bytes" not in overrides:
+        return None
+    entry = Entry(name="weights", bytes=16 * GIB, basis="assumed", source="an example")
+    device = DeviceLedger(
+        device="device 0",
+        total_bytes=80 * GIB,
+        limit_bytes=entry.bytes + overrides["ledger_free_bytes"],
+        entries=(entry,),
+    )
+    return Ledger(devices=(device,), kv_tokens=overrides.get("ledger_kv_tokens", 1 << 20))
+
+
 def _device(name: str, vendor: Any, arch: str, memory_bytes: int, **more: Any) -> Device:
     return Device(
         name=name, vendor=vendor, arch=arch, memory_bytes=memory_bytes, free_bytes=memory_bytes, bandwidth=1e12, **more
@@ -135,7 +151,7 @@ def _model(overrides: dict[str, Any]) -> ModelFacts:
             experts=given("experts"),
             per_token=8,
             intermediate_size=given("moe_intermediate", 2048),
-            layers=layers,
+            layers=given("moe_layers", layers),
             shared_experts=1 if given("shared_intermediate") else 0,
             shared_intermediate_size=given("shared_intermediate", 0),
         )
@@ -147,6 +163,7 @@ def _model(overrides: dict[str, Any]) -> ModelFacts:
             group_size=given("group_size"),
             block=given("block"),
             skip=given("skip", ()),
+            activation=given("activation"),
         )
     facts: dict[str, Any] = {
         "id": given("model_id", "example/model"), "architecture": "LlamaForCausalLM", "task": "chat", "layers": layers,
@@ -157,6 +174,11 @@ def _model(overrides: dict[str, Any]) -> ModelFacts:
     facts |= {key: value for key, value in overrides.items() if key in _MODEL and key != "dtype"}
     facts["task"] = given("task") or facts["task"]
     facts["dtype"] = given("stored_dtype", facts["dtype"])
+    if given("weight_gib"):
+        size = round(given("weight_gib") * GIB)
+        facts["tensors"] = (
+            TensorClass(role="mlp", params=size // 2, bytes=size, dtype="bfloat16", sharding="tensor", layers=layers),
+        )
     return ModelFacts(
         **facts, attention=(group, state) if given("hybrid") else (group,), moe=moe, quantization=quantization
     )

@@ -39,6 +39,12 @@ def table_rules() -> tuple[Rule, ...]:
     return tuple(made)
 
 
+@lru_cache(maxsize=16)
+def architectures(name: str) -> frozenset[str]:
+    """One of the lists of architectures."""
+    return frozenset(rows()["architectures"][name])
+
+
 def gone_flags(engine: str) -> Mapping[str, Row]:
     """The removed flags of an engine, by name with underscores; for reading old command lines."""
     return {flag_name(flag): {"flag": flag, **row} for flag, row in rows()["gone_flag"].get(engine, {}).items()}
@@ -148,7 +154,8 @@ def _choice(row: Row) -> Rule:
 
     def check(case: Case) -> Fault | None:
         given = setting(case, option)
-        if given in (None, "", "auto") or str(given) in allowed:
+        # A neutral name may be a flag of the engine's too (llama.cpp's --pooling): not given is then False.
+        if given in (None, False, "", "auto") or str(given) in allowed:
             return None
         mend = ((row["mend"], row["instead"] or None),) if "mend" in row else ()
         return Fault(what=f"{row.get('flag', option)} {given} is not known to this engine", fix=row["fix"], mend=mend)
