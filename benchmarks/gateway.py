@@ -212,7 +212,9 @@ def main() -> None:
                 load.name: measure(program, upstream, load, options.seconds, None, scratch) for load in LOADS
             }
             for name, command, port in gateways(options, upstream, scratch):
-                with running(command, port, scratch / f"{name}.log", 0, {"HOME": folder, "LITELLM_MASTER_KEY": KEY}) as pid:
+                with running(
+                    command, port, scratch / f"{name}.log", 0, {"HOME": folder, "LITELLM_MASTER_KEY": KEY}
+                ) as pid:
                     results[name] = {
                         load.name: measure(program, port, load, options.seconds, pid, scratch) for load in LOADS
                     }

@@ -26,7 +26,7 @@ _NEVER_PASSED_ON = frozenset({b"x-api-key", b"x-request-id", b"x-forwarded-for",
 class Request:
     """One request, whole."""
 
-    __slots__ = ("body", "headers", "keep_alive", "method", "minor_version", "target")
+    __slots__ = ("body", "cors", "headers", "keep_alive", "method", "minor_version", "target")
 
     def __init__(
         self, method: bytes, target: bytes, headers: dict[bytes, bytes], body: bytes, *, minor_version: int,
@@ -36,6 +36,8 @@ class Request:
         self.target = target
         self.headers = headers
         self.body = body
+        self.cors = b""
+        """Header lines for a browser."""
         self.minor_version = minor_version
         self.keep_alive = keep_alive
 
@@ -124,7 +126,7 @@ class Client(asyncio.Protocol):
         if self._ready and not self.answering:
             self._next()
         elif self._refused is not None and not self.answering:
-            self.refuse(self._refused, b"")
+            self.refuse(self._refused)
         elif not self.answering:
             self.deadline_s = self._gateway.now() + self._settings.header_wait_s
 
@@ -214,14 +216,13 @@ class Client(asyncio.Protocol):
         elif self._ready:
             self._gateway.loop.call_soon(self._next)
         elif self._refused is not None:
-            self.refuse(self._refused, b"")
+            self.refuse(self._refused)
         else:
             self.deadline_s = self._gateway.now() + self._settings.keep_alive_s
 
-    def refuse(self, error: GatewayError, request_id: bytes, *, keep_alive: bool = False) -> None:
-        """Answer with an error."""
+    def refuse(self, error: GatewayError, headers: bytes = b"", *, keep_alive: bool = False) -> None:
+        """Answer with an error; `headers` are complete lines."""
         keep_alive = keep_alive and self._refused is None
-        headers = b"x-request-id: %b\r\n" % request_id if request_id else b""
         self.write(answers.error_answer(error, headers=headers, keep_alive=keep_alive))
         self.answered(keep_alive=keep_alive)
 
@@ -245,7 +246,7 @@ class Client(asyncio.Protocol):
                 self._transport.abort()
             elif self._fresh_bytes or not self._in_head:
                 self._refuse(408, "The request did not arrive in time.")
-                self.refuse(self._refused or GatewayError("late", status=408), b"")
+                self.refuse(self._refused or GatewayError("late", status=408))
             else:
                 self._transport.close()
 

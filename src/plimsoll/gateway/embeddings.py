@@ -19,6 +19,8 @@ _PATHS = ("/v1/embeddings", "/embeddings")
 class Base64Adapter:
     """A request that wants base64; engines that answer with numbers all the same are packed here."""
 
+    events = None
+
     def __init__(self, body: bytes, content: dict[str, Any]) -> None:
         self._body = body
         self._content = content

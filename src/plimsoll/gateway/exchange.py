@@ -5,45 +5,36 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from plimsoll.errors import GatewayError
-from plimsoll.gateway import answers
-from plimsoll.gateway.bodies import ask_usage, is_event_stream, read_body, set_model, wants_usage
+from plimsoll.gateway.answers import JSON
+from plimsoll.gateway.bodies import ask_usage, read_body, set_model, wants_usage
+from plimsoll.gateway.reply import Reply
 from plimsoll.gateway.settings import Record
-from plimsoll.gateway.sse import EventTap, find_counts
 
 if TYPE_CHECKING:
+    from plimsoll.gateway.adapters import Adapter
     from plimsoll.gateway.client import Client, Request
     from plimsoll.gateway.keys import Holder
     from plimsoll.gateway.lanes import Lane, Target
-    from plimsoll.gateway.routes import Adapter, Route
+    from plimsoll.gateway.routes import Route
     from plimsoll.gateway.server import Gateway
     from plimsoll.gateway.upstream import Connection
 
 CLIENT_LEFT = 499
-_NOT_PASSED_BACK = frozenset({
-    b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"trailer", b"upgrade", b"proxy-connection",
-    b"server", b"date", b"x-request-id", b"access-control-allow-origin", b"access-control-allow-credentials",
-    b"access-control-expose-headers", b"vary",
-})  # fmt: skip
 _RETRY_STATUS = frozenset({502, 503})
 _BYTES_PER_TOKEN = 4
 """Of English text in common vocabularies, roughly: for balancing and limits until the engine has counted."""
-_TAIL_BYTES = 4096
-"""Enough for the usage object at the end of a JSON body."""
 _REQUEST = b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
-_LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Exchange:
     """A request and its answer, driven by the client, its lane, the upstream connection and the sweeper."""
 
     __slots__ = (
-        "_adapter", "_ask_usage", "_attempts", "_buffer", "_buffered", "_charged", "_chunked", "_content",
-        "_first_byte_s", "_gateway", "_head_sent", "_holder", "_lane", "_sent_s", "_started_s", "_status", "_stream",
-        "_tail", "_tap", "_upstream_name", "avoid", "body", "client", "connection", "deadline_s", "gone", "key",
-        "model", "request", "request_id", "route", "session", "target", "tokens",
+        "_adapter", "_ask_usage", "_attempts", "_charged", "_content", "_first_byte_s", "_gateway", "_heard", "_holder",
+        "_lane", "_reply", "_sent_s", "_started_s", "_status", "_stream", "_upstream_name", "avoid", "body", "client",
+        "connection", "deadline_s", "gone", "key", "model", "request", "request_id", "route", "session", "target",
+        "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -79,12 +70,8 @@ class Exchange:
         self._adapter: Adapter | None = None
         self._attempts = 0
         self._status = 0
-        self._head_sent = False
-        self._chunked = False
-        self._buffer: list[bytes] = []
-        self._buffered = 0
-        self._tail = b""
-        self._tap: EventTap | None = None
+        self._heard = False
+        self._reply: Reply | None = None
         self._started_s = gateway.now()
         self._sent_s = 0.0
         self._upstream_name = ""
@@ -149,6 +136,9 @@ class Exchange:
 
     def sweep(self, now_s: float) -> None:
         """Give up on an engine that has been silent for too long."""
+        if self._heard:
+            self._heard = False
+            self.deadline_s = now_s + self._gateway.settings.between_bytes_wait_s
         if self.target is not None and now_s >= self.deadline_s:
             self._broken(f"the engine was silent for {now_s - self._sent_s:.0f} s", status=504)
 
@@ -168,26 +158,37 @@ class Exchange:
             if self._ask_usage:
                 body = ask_usage(body, self._content)
         return _REQUEST % (
-            path, upstream.host.encode(), upstream.port, answers.JSON, len(body), self.request_id,
+            path, upstream.host.encode(), upstream.port, JSON, len(body), self.request_id,
             self.request.forwarded(), body,
         )  # fmt: skip
 
     def received(self, connection: Connection, data: bytes, *, complete: bool) -> None:
         """A part of the answer."""
-        self.deadline_s = self._gateway.now() + self._gateway.settings.between_bytes_wait_s
+        self._heard = True
         if complete:
             self.connection = None
-        if not self._status:
-            self._status = connection.status
+        reply = self._reply
+        if reply is None:
             if connection.status in _RETRY_STATUS and self._may_retry():
                 self._again()
                 return
-            if self._stream and connection.status == 200 and is_event_stream(connection.headers):
-                self._tap = EventTap(strip_usage=self._ask_usage)
-        if self._tap is not None:
-            self._pass_events(connection, data, complete=complete)
-        else:
-            self._pass_body(connection, data, complete=complete)
+            reply = self._reply = Reply(
+                self.client, self.request, self.request_id, connection, adapter=self._adapter, stream=self._stream,
+                strip_usage=self._ask_usage, hold_bytes=self._gateway.settings.buffered_bytes,
+            )  # fmt: skip
+        try:
+            reply.feed(data, complete=complete)
+        except GatewayError as error:
+            self._release(failed=False, answered=True)
+            self._fail(error)
+            return
+        except EOFError:
+            self._broken("the engine closed the connection in the middle of its answer", status=503)
+            return
+        if not self._first_byte_s and reply.has_text:
+            self._first_byte_s = self._gateway.now()
+        if complete:
+            self._finish(reply)
 
     def lost(self, reason: str, *, stale: bool) -> None:
         """The connection ended before the answer did."""
@@ -195,105 +196,18 @@ class Exchange:
             return
         self.connection = None
         target = self.target
-        if stale and target is not None and not self._head_sent:
+        if stale and target is not None:
             target.pool.send(self, fresh=True)  # the engine closed an idle connection just as we used it
             return
         self._broken(reason, status=503)
 
-    # the answer
-
-    def _pass_events(self, connection: Connection, data: bytes, *, complete: bool) -> None:
-        tap = self._tap
-        assert tap is not None  # noqa: S101
-        out = tap.feed(data)
-        if complete:
-            out += tap.rest()
-            if connection.by_close and not tap.done:
-                self._broken("the engine closed the connection in the middle of its answer", status=503)
-                return
-        if out:
-            self._note_first_byte()
-            if self._head_sent:
-                self.client.write(b"%x\r\n%b\r\n" % (len(out), out) if self._chunked else out)
-            else:
-                self._chunked = self.request.minor_version == 1
-                framing = b"transfer-encoding: chunked\r\n" if self._chunked else b"connection: close\r\n"
-                head = self._head(connection, framing)
-                self.client.write(b"%b%x\r\n%b\r\n" % (head, len(out), out) if self._chunked else head + out)
-        if complete:
-            self._finish(connection)
-
-    def _pass_body(self, connection: Connection, data: bytes, *, complete: bool) -> None:
-        if self._head_sent:
-            self._tail = (self._tail + data)[-_TAIL_BYTES:]
-            if data:
-                self.client.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-            if complete:
-                self._finish(connection)
-            return
-        if complete:
-            if self._buffer:
-                self._buffer.append(data)
-                data = b"".join(self._buffer)
-            self._tail = data[-_TAIL_BYTES:]
-            if self._status >= 400:
-                data = answers.wrap_engine_error(self._status, data)
-            elif self._adapter is not None:
-                try:
-                    data = self._adapter.answer(data)
-                except (GatewayError, orjson.JSONDecodeError) as error:
-                    self._adapted_badly(error)
-                    return
-            self._note_first_byte()
-            self.client.write(self._head(connection, b"content-length: %d\r\n" % len(data)) + data)
-            self._finish(connection)
-            return
-        self._buffer.append(data)
-        self._buffered += len(data)
-        if self._buffered > self._gateway.settings.buffered_bytes and self._adapter is None:
-            data = b"".join(self._buffer)
-            self._buffer = []
-            self._tail = data[-_TAIL_BYTES:]
-            self._note_first_byte()
-            length = next((value for name, value in connection.headers if name == b"content-length"), None)
-            self._chunked = length is None and self.request.minor_version == 1
-            framing = b"transfer-encoding: chunked\r\n" if self._chunked else b"connection: close\r\n"
-            if length is not None:
-                framing = b"content-length: %b\r\n" % length
-            head = self._head(connection, framing)
-            self.client.write(head + (b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data))
-
-    def _note_first_byte(self) -> None:
-        if not self._first_byte_s and (self._tap is None or self._tap.started):
-            self._first_byte_s = self._gateway.now()
-
-    def _head(self, connection: Connection, framing: bytes) -> bytes:
-        self._head_sent = True
-        parts = [answers.status_line(connection.status), framing, b"x-request-id: ", self.request_id, b"\r\n"]
-        for name, value in connection.headers:
-            if name not in _NOT_PASSED_BACK:
-                parts += (name, b": ", value, b"\r\n")
-        if not self.request.keep_alive and b"connection" not in framing:
-            parts.append(b"connection: close\r\n")
-        parts.append(b"\r\n")
-        return b"".join(parts)
-
-    def _finish(self, connection: Connection) -> None:
-        if self._chunked:
-            self.client.write(_LAST_CHUNK)
-        self._release(failed=self._status >= 500, answered=True)
-        framed = self._chunked or self._tap is None
-        self._end("" if self._status < 400 else f"the engine answered {self._status}")
-        self.client.answered(keep_alive=framed and self.request.keep_alive)
+    def _finish(self, reply: Reply) -> None:
+        self._status = reply.status
+        self._release(failed=reply.status >= 500, answered=True)
+        self._end("" if reply.status < 400 else f"the engine answered {reply.status}")
+        self.client.answered(keep_alive=reply.framed and self.request.keep_alive)
 
     # what goes wrong
-
-    def _adapted_badly(self, error: GatewayError | orjson.JSONDecodeError) -> None:
-        """The engine's answer is not what its route promises."""
-        if not isinstance(error, GatewayError):
-            error = GatewayError(f"The engine's answer is not JSON: {error}.", status=502)
-        self._release(failed=False, answered=True)
-        self._fail(error)
 
     def _may_retry(self) -> bool:
         """Whether another replica may answer better than this one did."""
@@ -307,9 +221,7 @@ class Exchange:
         assert lane is not None  # noqa: S101
         self._attempts += 1
         self.avoid = self.target.upstream.name if self.target else ""
-        self._status = 0
-        self._buffer = []
-        self._buffered = 0
+        self._reply = None
         self._release(failed=True)
         try:
             lane.submit(self, self._gateway.now())
@@ -319,16 +231,15 @@ class Exchange:
     def _broken(self, reason: str, *, status: int) -> None:
         """The upstream failed: retry, or tell the client."""
         error = self._upstream_error(reason, status)
-        if self._head_sent:
+        reply = self._reply
+        if reply is not None and reply.begun:
             self._status = status
             self._release(failed=True)
-            if self._tap is not None:
-                event = answers.error_event(error)
-                self.client.write(b"%x\r\n%b\r\n%b" % (len(event), event, _LAST_CHUNK) if self._chunked else event)
-                self._end(reason)
+            told = reply.fail(error)
+            self._end(reason)
+            if told:
                 self.client.answered(keep_alive=False)
             else:
-                self._end(reason)
                 self.client.abort()  # a length was promised that cannot be kept
         elif self._attempts < self._gateway.settings.retries and status != 504:
             self._again()
@@ -352,7 +263,8 @@ class Exchange:
             return
         self._status = error.status
         self._end(error.message)
-        self.client.refuse(error, self.request_id, keep_alive=self.request.keep_alive)
+        headers = b"x-request-id: %b\r\n%b" % (self.request_id, self.request.cors)
+        self.client.refuse(error, headers, keep_alive=self.request.keep_alive)
 
     def _release(self, *, failed: bool, answered: bool = False) -> None:
         """Give the slot back, drop the connection if the answer on it is not complete, leave the queue."""
@@ -369,24 +281,24 @@ class Exchange:
         """Over, whatever happened: tell who keeps account."""
         self.gone = True
         now_s = self._gateway.now()
-        tap = self._tap
-        counts = tap.usage if tap is not None else find_counts(self._tail)
-        prompt, output = counts or (0, tap.events if tap is not None else 0)
+        reply = self._reply
+        prompt, output, exact = reply.counts if reply is not None else (0, 0, False)
         if self._holder is not None and self._charged is not None:
-            used = prompt + output if counts or not self._sent_s else len(self.body) // _BYTES_PER_TOKEN + output
-            self._holder.done(estimated=self._charged, used=used)
+            uncounted = 0 if exact or not self._sent_s else len(self.body) // _BYTES_PER_TOKEN
+            self._holder.done(estimated=self._charged, used=prompt + output + uncounted)
         self._gateway.note(
             Record(
                 request_id=self.request_id.decode(),
+                client=self.client.host,
                 route=self.route.name,
                 model=self.model,
                 upstream=self._upstream_name,
                 key=self.key,
                 status=self._status,
-                stream=tap is not None,
+                stream=reply is not None and reply.tap is not None,
                 prompt_tokens=prompt,
                 output_tokens=output,
-                exact=counts is not None,
+                exact=exact,
                 queued_s=(self._sent_s or now_s) - self._started_s,
                 first_byte_s=self._first_byte_s and self._first_byte_s - self._started_s,
                 duration_s=now_s - self._started_s,

@@ -22,6 +22,8 @@ _RERANK_PATHS = ("/v1/rerank", "/rerank", "/v2/rerank", "/v1/reranking", "/reran
 class RerankAdapter:
     """One rerank or score request."""
 
+    events = None
+
     def __init__(self, content: dict[str, Any], shape: Shape) -> None:
         if "texts" in content and "documents" not in content:
             shape = "tei"

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
+from plimsoll.gateway.adapters import Adapt
 from plimsoll.gateway.embeddings import adapt_embeddings
 from plimsoll.gateway.rerank import adapt_rerank, adapt_score
-from plimsoll.gateway.table import Upstream
-
-
-class Adapter(Protocol):
-    """One request that is not passed on as it is."""
-
-    def request(self, upstream: Upstream) -> tuple[bytes, bytes]:
-        """Path and body for the engine."""
-        ...
-
-    def answer(self, body: bytes) -> bytes:
-        """The body for the client, from an engine's answer with status 200; GatewayError if it makes no sense."""
-        ...
-
-
-Adapt = Callable[[bytes, dict[str, Any], Upstream], Adapter | None]
-"""From the body, its content and one of the replicas; None: pass it on as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,13 +7,14 @@ import errno
 import ipaddress
 import itertools
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterable
 
 import orjson
 
 from plimsoll.errors import GatewayError
-from plimsoll.gateway import answers
+from plimsoll.gateway import answers, cors
 from plimsoll.gateway.client import Client, Request, is_request_id
 from plimsoll.gateway.exchange import Exchange
 from plimsoll.gateway.keys import ApiKey, Holder, KeyRing, digest
@@ -36,7 +37,8 @@ class Gateway:
         self.metrics = Metrics()
         self.loop: asyncio.AbstractEventLoop
         self.now: Callable[[], float]
-        self._observe = observe
+        self.observers: list[Observer] = [] if observe is None else [observe]
+        """Called with every finished request, in the event loop: they must be quick."""
         self._keys: KeyRing | None = None
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -64,7 +66,12 @@ class Gateway:
             )
         try:
             self._server = await self.loop.create_server(
-                lambda: Client(self), host, port, backlog=1024, reuse_port=reuse_port or None
+                lambda: Client(self),
+                host,
+                port,
+                backlog=1024,
+                reuse_port=reuse_port or None,
+                ssl=_tls(self.settings),
             )
         except OSError as error:
             raise _listen_error(error, host, port) from error
@@ -162,6 +169,12 @@ class Gateway:
         if self._draining:
             request.keep_alive = False
         path = request.target.partition(b"?")[0]
+        if self.settings.cors_origins:
+            request.cors = cors.allowed(self.settings.cors_origins, request.headers)
+            if request.method == b"OPTIONS":
+                client.write(cors.preflight(request.cors, request.headers, keep_alive=request.keep_alive))
+                client.answered(keep_alive=request.keep_alive)
+                return
         try:
             holder = self._holder(request, path)
             route = ROUTES.get(path)
@@ -178,7 +191,8 @@ class Gateway:
             if exchange_ is not None:
                 exchange_.refuse(error)
             else:
-                client.refuse(error, request_id, keep_alive=request.keep_alive)
+                headers = b"x-request-id: %b\r\n%b" % (request_id, request.cors)
+                client.refuse(error, headers, keep_alive=request.keep_alive)
 
     def model_name(self, given: object, route: Route) -> str:
         """The model that a body names, or the only one that fits where the route lets it out; else GatewayError 400."""
@@ -194,7 +208,7 @@ class Gateway:
         )  # fmt: skip
 
     def lane(self, model: str, route: Route) -> tuple[str, Lane]:
-        """The name that a model is served under, and its lane; GatewayError 404 if not served, 400 if of another kind."""
+        """The name that a model is served under, and its lane; GatewayError 404 if there is none."""
         name = model if model in self._lanes else self._table.resolve(model)
         lane = self._lanes[name]
         if route.tasks and lane.targets and not any(t in lane.targets[0].upstream.tasks for t in route.tasks):
@@ -210,8 +224,8 @@ class Gateway:
     def note(self, record: Record) -> None:
         """Count a finished request and tell the observer."""
         self.metrics.note(record)
-        if self._observe is not None:
-            self._observe(record)
+        for observe in self.observers:
+            observe(record)
 
     def _holder(self, request: Request, path: bytes) -> Holder | None:
         """Whose key the request comes with; GatewayError 401 without a valid one."""
@@ -248,7 +262,7 @@ class Gateway:
         if request.method not in (b"GET", b"HEAD"):
             raise _method_error(request.method, path, "GET")
         whole = answers.answer(
-            status, body, content_type=content_type, headers=b"x-request-id: %b\r\n" % request_id,
+            status, body, content_type=content_type, headers=b"x-request-id: %b\r\n%b" % (request_id, request.cors),
             keep_alive=request.keep_alive,
         )  # fmt: skip
         client.write(whole[: len(whole) - len(body)] if request.method == b"HEAD" else whole)
@@ -285,6 +299,20 @@ class Gateway:
         for name, lane in self._lanes.items():
             yield "plimsoll_requests_waiting", "Requests in the queue.", f'model="{escape(name)}"', lane.waiting
         yield "plimsoll_client_connections", "Open connections of clients.", "", len(self.clients)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if settings.tls_cert is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise GatewayError(
+            f"The certificate {settings.tls_cert} cannot be used: {error}.",
+            hint="gateway.tls_cert needs a PEM file with the chain, gateway.tls_key the key without a password.",
+        ) from error
+    return context
 
 
 def is_loopback(host: str) -> bool:

@@ -35,12 +35,19 @@ class Settings:
     retries: int = 1
     """Further attempts while nothing has been sent to the client."""
     drain_s: float = 10.0
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may call it from a browser, such as https://chat.example; `*`: any."""
+    tls_cert: str | None = None
+    """A PEM file with the certificate and its chain; with `tls_key`, the gateway speaks HTTPS only."""
+    tls_key: str | None = None
 
 
 class Record(NamedTuple):
     """One request, after its end. Times are seconds on the monotonic clock, durations seconds."""
 
     request_id: str
+    client: str
+    """Address that the request came from."""
     route: str
     model: str
     upstream: str
