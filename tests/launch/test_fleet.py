@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 from launch_kit import ENGINE, QUICK, make_replica, running_fleet, until, view
 from test_launch_state import small_disk
 
@@ -35,7 +36,8 @@ from plimsoll.plan.types import Replica
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     @wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*args, **kwargs), 30))
+        # The loop that the service runs on.
+        uvloop.run(asyncio.wait_for(test(*args, **kwargs), 30))
 
     return run
 
@@ -109,13 +111,14 @@ async def test_what_cannot_start_is_an_error_at_once_with_its_last_words(tmp_pat
         (lambda one, ports: [replace(one, argv=("no-such-engine",))], "cannot start no-such-engine"),
         (lambda one, ports: [replace(one, setup=(("false",),))], "false ended with exit code 1"),
         (lambda one, ports: [replace(one, after=("nobody",))], "engine wait for processes that there are not"),
+        (lambda one, ports: [replace(one, node=1)], "engine belongs on another host"),
         (lambda one, ports: [replace(one, files={"/proc/none": ""})], "cannot write /proc/none"),
         (
             lambda one, ports: [replace(one, ready=replace(one.ready, probe_body={"model": "other", "prompt": "a"}))],
             "/v1/completions answers 404: .*does not exist",
         ),
     ],
-    ids=["no program", "setup fails", "nobody to wait for", "file", "probe refused"],
+    ids=["no program", "setup fails", "nobody to wait for", "another host", "file", "probe refused"],
 )
 @in_loop
 async def test_what_the_plan_got_wrong_is_an_error_at_once(tmp_path: Path, alter: Any, words: str) -> None:

@@ -149,6 +149,8 @@ class Group:
 
     async def bring_up(self) -> None:
         """Start all processes, each after those that it waits for, until all are ready; DownError, LaunchError."""
+        if away := [process.name for process in self.processes if process.node]:
+            raise LaunchError(f"{self.name}: {', '.join(away)} belongs on another host; only this one is used")
         waiting = list(self.processes)
         while waiting:
             up = {run.process.name for run in self.runs}
