@@ -18,14 +18,13 @@ import orjson
 from plimsoll.bench.arrivals import Arrivals
 from plimsoll.bench.measure import Level
 from plimsoll.bench.processes import Closed, Pace
-from plimsoll.bench.records import Record, RecordedLevel, make_record, unpack_run
+from plimsoll.bench.records import NOBODY, Record, RecordedLevel, make_record, unpack_run
 from plimsoll.bench.row import Row
-from plimsoll.bench.run import Generator, Run
+from plimsoll.bench.run import Run
 from plimsoll.bench.stats import EMPTY, Quantiles, quantile
 from plimsoll.bench.summary import Summary, summarise
 from plimsoll.errors import BenchError
 
-_UNKNOWN = Generator(cpu_share=0.0, timer_lag_s=0.0, peak_in_flight=0, connections_opened=0)
 _AIPERF_PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 _AIPERF_HEADER = ("Metric", "avg", "min", "max", "sum", *(f"p{p}" for p in _AIPERF_PERCENTILES), "std")
 
@@ -94,7 +93,7 @@ def from_vllm(text: str | bytes) -> Record:
         raise BenchError(f"not a result of vllm bench serve: {error!r}", hint="it is its --save-result file") from error
     if rows:
         start_s = min(row.intended_s for row in rows)
-        run = Run(rows=rows, window_s=(start_s, max(row.end_s for row in rows)), generator=_UNKNOWN)
+        run = Run(rows=rows, window_s=(start_s, max(row.end_s for row in rows)), generator=NOBODY)
         known = summarise(run)
         level = Level(pace=pace, summary=known, run=run, model=model, repeats=(known,))
         return make_record([level], load=None, address="", tool="vllm bench serve", name=str(found.get("label") or ""))

@@ -24,6 +24,8 @@ from plimsoll.bench.sampling import Sample
 from plimsoll.bench.summary import Slo, Summary
 from plimsoll.errors import BenchError
 
+NOBODY = Generator(cpu_share=0.0, timer_lag_s=0.0, peak_in_flight=0, connections_opened=0)
+"""Of a run that another tool made."""
 FORMAT = 1
 """Of the document; a reader refuses one that is newer than itself."""
 
@@ -139,6 +141,21 @@ def _recorded(level: Level) -> RecordedLevel:
 def unpack_run(recorded: RecordedRun) -> Run:
     """The run again; its window starts at 0."""
     return Run(rows=unpack(recorded.rows), window_s=(0.0, recorded.window_s), generator=recorded.generator)
+
+
+def to_level(recorded: RecordedLevel) -> Level:
+    """The level again; its run has no rows where only figures were kept."""
+    runs = tuple(unpack_run(run) for run in recorded.runs)
+    return Level(
+        pace=recorded.pace,
+        summary=recorded.summary,
+        run=runs[recorded.middle] if runs else Run(rows=(), window_s=(0.0, 0.0), generator=NOBODY),
+        model=recorded.model,
+        notes=recorded.notes,
+        repeats=recorded.repeats,
+        runs=runs,
+        samples=recorded.samples,
+    )
 
 
 _TIMES = ("intended_s", "sent_s", "end_s", "first_answer_s")

@@ -34,6 +34,19 @@ def table_lines(levels: Sequence[Level]) -> list[str]:
     return lines + remarks(levels)
 
 
+def bars(levels: Sequence[Level], *, width: int = 40) -> list[str]:
+    """Total tokens/s (requests/s where there are no tokens) of each level as a bar of characters."""
+    values = [level.summary.tokens_per_s or level.summary.requests_per_s for level in levels]
+    longest = max((len(level.label) for level in levels), default=0)
+    most = max(values, default=0.0) or 1.0
+    lines = []
+    for level, value in zip(levels, values, strict=True):
+        whole, eighths = divmod(round(8 * width * value / most), 8)
+        bar = "█" * whole + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths]
+        lines.append(f"{level.label.rjust(longest)} {bar} {value:.1f}")
+    return lines
+
+
 def remarks(levels: Sequence[Level]) -> list[str]:
     """What a reader of the table must know, each thing once: invalid levels, failures, how tokens were counted."""
     found: dict[str, list[str]] = {}
