@@ -14,7 +14,8 @@ A6000_BYTES = round(47.54 * GIB)
 
 def model(
     *, layers=2, hidden=4096, wide=14336, heads=32, kv_heads=8, head_dim=128, vocab=128256, moe=None, window=None,
-    sliding=0, mla=None, tied=False, format="gguf", value=2, id="test/model", task="chat", context=131072, **more,
+    sliding=0, mla=None, encoder=False, tied=False, format="gguf", value=2, id="test/model", task="chat",
+    context=131072, **more,
 ):  # fmt: skip
     """A model of that shape; weights at `value` bytes a parameter."""
     if mla:
@@ -39,7 +40,7 @@ def model(
         return TensorClass(
             role=role,
             params=params,
-            bytes=params * value,
+            bytes=round(params * value),
             dtype="F16",
             sharding=sharding,
             layers=count,
@@ -73,12 +74,10 @@ def cpu(memory=24 * GIB, free=None):
     )  # fmt: skip
 
 
-def host(*, ram=24 * GIB, free=None, cores=2, devices=()):
+def host(*, name="host", ram=24 * GIB, free=None, cores=2, devices=()):
     """A machine."""
     free = ram if free is None else free
-    return Host(
-        name="host", cpu=cpu(ram, free), cores=cores, ram_bytes=ram, ram_free_bytes=free, devices=tuple(devices)
-    )
+    return Host(name=name, cpu=cpu(ram, free), cores=cores, ram_bytes=ram, ram_free_bytes=free, devices=tuple(devices))
 
 
 def gpu(name="RTX A6000", *, memory=A6000_BYTES, held=0, index=0, arch="8.6", vendor="nvidia"):

@@ -12,8 +12,15 @@ from plimsoll.units import GIB
 
 SLOTS = 16
 """Where a batch still pays on a CPU: 296 tokens/s with 16 slots against 188 with 4 (SmolLM2, two cores)."""
+BATCH = 256
+"""max_num_seqs of engines with a paged cache, their own default."""
+AT_ONCE = 4
+"""Requests of full context that a paged cache should hold where nobody says how many."""
 _CONTEXTS = (8192, 4096, 2048, 1024, 512)
+_PAGED_CONTEXTS = (32768, 16384, 8192, 4096, 2048, 1024, 512)
 _USUAL = 4096
+_BOOKS_ALL = ("vllm", "sglang", "mindie")
+"""Policies that take all of their share as cache, so that sequences cost (nearly) nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +35,26 @@ class Settled:
         """Whether it fits with the reserve that `reserve_bytes` asks for."""
         return self.ledger.fits and self.ledger.margin_bytes >= reserve_bytes(self.candidate)
 
+    @property
+    def enough(self) -> bool:
+        """Whether it holds what was asked for, or what is usual where nothing was."""
+        deployment, candidate = self.candidate.deployment, self.candidate
+        longest = candidate.model.max_context_tokens or _USUAL
+        context = deployment.context or min(_USUAL, longest)
+        at_once = deployment.concurrency or (1 if candidate.engine.memory not in _BOOKS_ALL else AT_ONCE)
+        pooled = self.ledger.kv_tokens == 0
+        return candidate.context_tokens >= context and (pooled or self.ledger.max_concurrency >= at_once * 0.999)
+
+
+def books_all(candidate: Candidate) -> bool:
+    """Whether the engine takes all of its share as cache."""
+    return candidate.engine.memory in _BOOKS_ALL
+
 
 def reserve_bytes(candidate: Candidate) -> int:
-    """What a plan leaves free: a twentieth of a host's RAM, at most 2 GiB; nothing on devices booked by share."""
-    if candidate.engine.memory not in ("llamacpp", "ollama", "openvino", "transformers"):
+    """What a plan leaves free: a twentieth of a host's RAM, at most 2 GiB; half a GiB of an accelerator's memory;
+    nothing where the engine books a share, for the share is the reserve."""
+    if books_all(candidate) or candidate.engine.memory == "none":
         return 0
     return min(2 * GIB, candidate.host.ram_bytes // 20) if candidate.devices[0].vendor == "cpu" else GIB // 2
 
@@ -41,26 +64,44 @@ def settle(candidate: Candidate) -> Settled:
 
     What the deployment states is kept as stated.
     """
-    last = Settled(candidate=candidate, ledger=account(candidate))
-    for context, sequences in _choices(candidate):
-        chosen = replace(candidate, context_tokens=context, sequences=sequences)
-        last = Settled(candidate=chosen, ledger=account(chosen))
-        if last.fits:
-            return last
-    return last
+    choices = tuple(_choices(candidate))
+    least = _at(candidate, *choices[-1])
+    if not least.fits:
+        return least
+    second: Settled | None = None
+    for context, sequences in choices[:-1]:
+        settled = _at(candidate, context, sequences)
+        if settled.fits and settled.enough:
+            return settled
+        if settled.fits and second is None:
+            second = settled
+    return second or least
+
+
+def _at(candidate: Candidate, context: int, sequences: int) -> Settled:
+    chosen = replace(candidate, context_tokens=context, sequences=sequences)
+    return Settled(candidate=chosen, ledger=account(chosen))
 
 
 def _choices(candidate: Candidate) -> Iterator[tuple[int, int]]:
     """(context, sequences) to try, the best first: a usual context for many, then for few, then a shorter one."""
-    deployment, model = candidate.deployment, candidate.model
-    longest = model.max_context_tokens or _CONTEXTS[0]
+    deployment, longest = candidate.deployment, candidate.model.max_context_tokens
+    paged = books_all(candidate)
+    offered = _PAGED_CONTEXTS if paged else _CONTEXTS
     contexts = (
         (deployment.context,)
         if deployment.context
-        else tuple(dict.fromkeys(min(context, longest) for context in _CONTEXTS))
+        else tuple(dict.fromkeys(min(context, longest or context) for context in offered))
     )
+    if paged:
+        # The cache is paged: sequences cost only the sampler's share of the profile run.
+        stated = deployment.concurrency
+        for sequences in (stated,) if stated else (BATCH, 64, 16, 1):
+            for context in contexts:
+                yield context, sequences
+        return
     slots = (deployment.concurrency,) if deployment.concurrency else (SLOTS, 8, 4, 2, 1)
-    usual = tuple(context for context in contexts if context >= min(_USUAL, longest)) or contexts
+    usual = tuple(context for context in contexts if context >= min(_USUAL, longest or _USUAL)) or contexts
     short = tuple(context for context in contexts if context not in usual)
     for part in (usual, short):
         for sequences in slots:
