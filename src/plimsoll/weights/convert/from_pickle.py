@@ -20,7 +20,14 @@ from typing import Literal
 from plimsoll.errors import WeightError
 from plimsoll.weights.convert.output import Draft, Step, carry_over, new_directory
 from plimsoll.weights.convert.progress import Tally
-from plimsoll.weights.convert.safetensors_file import COPY_BYTES, Planned, copy_range, header_bytes, read_header
+from plimsoll.weights.convert.safetensors_file import (
+    COPY_BYTES,
+    Planned,
+    copy_range,
+    header_bytes,
+    read_header,
+    same_range,
+)
 from plimsoll.weights.convert.torch_file import Checkpoint, TorchTensor, read_checkpoint
 from plimsoll.weights.disk import check_disk
 from plimsoll.weights.tree import model_files
@@ -161,7 +168,7 @@ def _copy(source: int, target: int, tensor: TorchTensor, position: int, tally: T
     while done < tensor.size_bytes:
         length = min(COPY_BYTES, tensor.size_bytes - done)
         copy_range(source, tensor.start + done, target, position + done, length)
-        if os.pread(source, length, tensor.start + done) != os.pread(target, length, position + done):
+        if not same_range(source, tensor.start + done, target, position + done, length):
             raise WeightError(f"{tensor.name} was not written as it was read", hint="check the disk")
         done += length
         tally.add(length)

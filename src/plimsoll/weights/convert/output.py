@@ -59,8 +59,10 @@ def new_directory(target: Path, *, source: Path) -> Iterator[Draft]:
             }
             (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
             folder.replace(target)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise WeightError(f"cannot write {target}: {error.strerror or error}", hint="check the disk") from None
             raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -96,7 +97,7 @@ def _tensor(name: str, entry: Any, base: int, broken: Callable[[str], WeightErro
         raise broken(f"the entry of {name[:100]!r} is not dtype, shape and data_offsets") from None
     if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers) or len(shape) > 32:
         raise broken(f"the entry of {name[:100]!r} has impossible numbers")
-    if dtype not in ITEM_BITS:
+    if not isinstance(dtype, str) or dtype not in ITEM_BITS:
         raise broken(f"{name[:100]!r} has the unknown dtype {str(dtype)[:40]!r}")
     if prod(shape) * ITEM_BITS[dtype] != (end - start) * 8:
         raise broken(f"{name[:100]!r} takes {end - start} bytes, its shape needs others")
@@ -147,3 +148,28 @@ def copy_range(source: int, start: int, target: int, position: int, length: int)
         if count == 0:
             raise WeightError("a weight file became shorter while it was read", hint="fetch it again")
         start, position, length = start + count, position + count, length - count
+
+
+def same_range(one: int, start: int, other: int, position: int, length: int) -> bool:
+    """Whether two open files hold the same bytes there."""
+    left, right = _buffers()
+    while length > 0:
+        count = min(length, len(left))
+        with memoryview(left)[:count] as first, memoryview(right)[:count] as second:
+            if os.preadv(one, [first], start) != count or os.preadv(other, [second], position) != count:
+                return False
+        if left[:count] != right[:count] if count < len(left) else left != right:
+            return False
+        start, position, length = start + count, position + count, length - count
+    return True
+
+
+_BUFFERS = threading.local()
+
+
+def _buffers() -> tuple[bytearray, bytearray]:
+    """Two buffers of this thread, kept: a fresh megabyte costs more in page faults than comparing it."""
+    if not hasattr(_BUFFERS, "pair"):
+        _BUFFERS.pair = bytearray(MIB), bytearray(MIB)
+    pair: tuple[bytearray, bytearray] = _BUFFERS.pair
+    return pair
