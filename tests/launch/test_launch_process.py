@@ -102,7 +102,7 @@ def test_waiting_for_the_end_of_a_child_and_of_an_adopted_one(tmp_path: Path) ->
     async def wait(identity: object, popen: subprocess.Popen[bytes] | None) -> int | None:
         return await asyncio.wait_for(wait_for_end(identity, popen), 5)  # type: ignore[arg-type]
 
-    with started("import sys; sys.exit(3)", tmp_path / "a") as popen:
+    with started("import sys, time; time.sleep(0.3); sys.exit(3)", tmp_path / "a") as popen:
         assert asyncio.run(wait(identity_of(popen.pid), popen)) == 3
     with started("import time; time.sleep(0.2)", tmp_path / "b") as popen:
         assert asyncio.run(wait(identity_of(popen.pid), None)) is None

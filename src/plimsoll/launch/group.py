@@ -333,4 +333,4 @@ async def _drop(*tasks: asyncio.Future[Any]) -> None:
     """Cancel and see to the end: what is dropped must not start another process behind our back."""
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks)
+    await asyncio.gather(*tasks, return_exceptions=True)
