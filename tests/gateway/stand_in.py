@@ -57,6 +57,7 @@ class StandIn:
                 if gone.done() and not script.done():
                     self.left.append(time.perf_counter())
                 gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
                 if not script.done():
                     script.cancel()
                     return

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_in import EVENT_STREAM, USAGE, Got, ask, chat, chunk, delta, post, run, sized, standing, upstream
 
@@ -147,6 +147,7 @@ def test_the_estimate_gives_way_to_what_was_used() -> None:
     admit(who, tokens=90)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(1, 50)), max_size=50), st.integers(1, 100))
 def test_a_bucket_never_gives_more_than_its_limit_and_refill(steps: list[tuple[float, int]], limit: int) -> None:
     bucket, now_s, given_out = Bucket(limit, 0.0), 0.0, 0

@@ -6,7 +6,7 @@ import asyncio
 import collections
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_in import Got, ask, gateway, post, run, sized, standing, upstream
 
@@ -27,6 +27,7 @@ loads = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(loads, st.binary(max_size=8))
 def test_the_choice_is_a_candidate_and_else_the_least_loaded(candidates: list[Load], session: bytes) -> None:
     assert 0 <= choose(candidates, session=session) < len(candidates)
@@ -34,6 +35,7 @@ def test_the_choice_is_a_candidate_and_else_the_least_loaded(candidates: list[Lo
     assert chosen.tokens / chosen.weight == min(c.tokens / c.weight for c in candidates)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 8), st.integers(1, 200))
 def test_one_prefix_cannot_pile_up_on_one_replica(count: int, requests: int) -> None:
     running = [0] * count

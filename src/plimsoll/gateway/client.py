@@ -143,6 +143,8 @@ class Client(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """A part of the target."""
         self._url += url
+        if len(self._url) > self._settings.header_bytes:
+            self._refuse(414, f"The target of the request is longer than {self._settings.header_bytes} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; trailers are dropped."""
@@ -160,8 +162,6 @@ class Client(asyncio.Protocol):
         settings = self._settings
         if len(headers) > settings.header_count:
             self._refuse(431, f"The request has more than {settings.header_count} headers.")
-        elif len(self._url) > settings.header_bytes:
-            self._refuse(414, "The request's target is too long.")
         elif b"host" not in headers and self._parser.get_http_version() != "1.0":
             self._refuse(400, "The request has no Host header.")
         length = headers.get(b"content-length")
@@ -228,9 +228,15 @@ class Client(asyncio.Protocol):
 
     def abort(self) -> None:
         """Cut the connection: the answer cannot be finished."""
-        self.exchange = None
         if self._transport is not None:
             self._transport.abort()
+
+    def drain(self) -> None:
+        """Answer what is in work, and close then."""
+        if self.exchange is not None:
+            self.exchange.request.keep_alive = False
+        elif not self.answering:
+            self.close()
 
     def close(self) -> None:
         """Close once what was written is sent."""

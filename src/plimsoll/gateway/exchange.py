@@ -190,7 +190,7 @@ class Exchange:
         if complete:
             self._finish(reply)
 
-    def lost(self, reason: str, *, stale: bool) -> None:
+    def lost(self, reason: str, *, stale: bool = False, status: int = 503) -> None:
         """The connection ended before the answer did."""
         if self.gone:
             return
@@ -199,7 +199,7 @@ class Exchange:
         if stale and target is not None:
             target.pool.send(self, fresh=True)  # the engine closed an idle connection just as we used it
             return
-        self._broken(reason, status=503)
+        self._broken(reason, status=status)
 
     def _finish(self, reply: Reply) -> None:
         self._status = reply.status

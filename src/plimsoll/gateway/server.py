@@ -133,8 +133,7 @@ class Gateway:
             self._server.close()
         deadline_s = self.loop.time() + (self.settings.drain_s if drain_s is None else drain_s)
         for client in list(self.clients):
-            if not client.answering:
-                client.close()
+            client.drain()
         while any(client.answering for client in self.clients) and self.loop.time() < deadline_s:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         for client in list(self.clients):

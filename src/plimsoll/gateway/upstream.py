@@ -31,7 +31,7 @@ class Sender(Protocol):
         """A part of the answer's body; the first call comes with the head in `connection.status` and `.headers`."""
         ...
 
-    def lost(self, reason: str, *, stale: bool) -> None:
+    def lost(self, reason: str, *, stale: bool = False, status: int = 503) -> None:
         """The connection ended before the answer did; `stale`: it had been idle, and no byte came."""
         ...
 
@@ -106,6 +106,8 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._complete:
+                if self._begun and self._parts:  # what came before the fault is good
+                    sender.received(self, b"".join(self._parts), complete=False)
                 self._fail(f"the engine's answer is not valid HTTP ({error})")
                 return
             self.keep_alive = False
@@ -146,7 +148,7 @@ class Connection(asyncio.Protocol):
         sender = self.sender
         self.abort()
         if sender is not None:
-            sender.lost(reason, stale=False)
+            sender.lost(reason, status=502)
 
     # httptools calls these
 
@@ -254,10 +256,10 @@ class Pool:
             async with asyncio.timeout(self._settings.connect_wait_s):
                 _, connection = await self._loop.create_connection(lambda: Connection(self), self._host, self._port)
         except TimeoutError:
-            sender.lost(f"no connection within {self._settings.connect_wait_s:g} s", stale=False)
+            sender.lost(f"no connection within {self._settings.connect_wait_s:g} s")
             return
         except OSError as error:
-            sender.lost(f"no connection: {error.strerror or error}", stale=False)
+            sender.lost(f"no connection: {error.strerror or error}")
             return
         self.connected += 1
         if sender.gone:
