@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from plimsoll.facts.incompatible import architectures
 from plimsoll.plan.rules.case import Case
 from plimsoll.plan.rules.registry import Example, Fault, rule
-from plimsoll.plan.rules.tables import architectures
 
 _MINDIE: Example = {"engine": "mindie", "vendor": "ascend", "stored_dtype": "float16"}
 _PLUGIN: Example = {"engine": "vllm_ascend", "vendor": "ascend"}

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from plimsoll.facts.hardware import Device, Vendor
+from plimsoll.facts.incompatible import gguf_name
 from plimsoll.facts.model import ModelFacts
 from plimsoll.facts.versions import in_range
 from plimsoll.plan.ledger import Ledger
@@ -194,9 +195,20 @@ class Case:
         return self.model.format == "gguf" or self.candidate.deployment.model.endswith(".gguf")
 
     @cached_property
+    def gguf_name(self) -> str | None:
+        """What a GGUF calls the architecture; None when only config.json's class is known and llama.cpp has no name."""
+        name = self.model.architecture
+        return name if name == name.lower() else gguf_name(name)
+
+    @cached_property
     def model_type(self) -> str:
         """`model_type` of config.json, or the GGUF architecture."""
-        return str(self.model.config.get("model_type", "" if self.model.format != "gguf" else self.model.architecture))
+        return str(self.model.config.get("model_type") or (self.gguf_name or "" if self.gguf else ""))
+
+    @cached_property
+    def assumed_quantization(self) -> bool:
+        """Whether the quantization was read off the model's name, its settings being the usual ones."""
+        return "quantization by its name" in self.model.source
 
     @cached_property
     def share(self) -> float | None:

@@ -19,8 +19,8 @@ VERSIONS = {
     "vllm_ascend": "0.23.0.post1",
     "sglang": "0.5.23",
     "llamacpp": "b11434",
-    "ollama": "0.21.0",
-    "mindie": "2.3.0",
+    "ollama": "fb30760 (2026-08-21)",
+    "mindie": "8b4871a (2026-04-23)",
     "fastchat": "0.2.36",
     "transformers": "5.23.0",
 }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
+from plimsoll.facts.incompatible import architectures
 from plimsoll.facts.versions import in_range
 from plimsoll.plan.rules.case import Case
 from plimsoll.plan.rules.registry import Fault, rule
-from plimsoll.plan.rules.tables import architectures
 
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
@@ -48,12 +48,12 @@ def gguf_is_a_plugin(case: Case) -> Fault | None:
 )
 def gguf_architecture_unsupported(case: Case) -> Fault | None:
     """A GGUF architecture that transformers does not know."""
-    if case.model.format != "gguf" or case.model.architecture in architectures("transformers_gguf"):
+    if case.model.format != "gguf" or case.gguf_name in architectures("transformers_gguf"):
         return None
     if case.text("hf_config_path"):
         return None
     return Fault(
-        what=f"GGUF model with architecture {case.model.architecture} is not supported",
+        what=f"GGUF model with architecture {case.gguf_name or case.model.architecture} is not supported",
         fix="llama.cpp, or an AWQ, GPTQ or FP8 checkpoint (vLLM: or --hf-config-path with the original config.json)",
         mend=(("engine", "llamacpp"),),
     )
@@ -86,11 +86,11 @@ def gguf_tokenizer(case: Case) -> Fault | None:
 )
 def architecture_unknown(case: Case) -> Fault | None:
     """A GGUF architecture that llama.cpp does not know."""
-    if case.model.format != "gguf" or case.model.architecture in architectures("llamacpp"):
+    if case.model.format != "gguf" or case.gguf_name is None or case.gguf_name in architectures("llamacpp"):
         return None
     known = in_range(case.candidate.engine.version, "<=11434")
     return Fault(
-        what=f"llama.cpp b11434 knows no architecture {case.model.architecture}",
+        what=f"llama.cpp b11434 knows no architecture {case.gguf_name}",
         fix="a newer llama.cpp, or another conversion of the model",
         severity="error" if known else "warning",
     )
@@ -109,7 +109,7 @@ def tensor_split_mode_model(case: Case) -> Fault | None:
     """--split-mode tensor for an architecture that has none."""
     if case.text("split_mode") != "tensor":
         return None
-    if case.model.architecture not in architectures("llamacpp_without_tensor_split"):
+    if case.gguf_name not in architectures("llamacpp_without_tensor_split"):
         return None
     return Fault(
         what=f"--split-mode tensor does not exist for {case.model.architecture}",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from plimsoll.facts.incompatible import architectures
 from plimsoll.plan.rules.case import Case
 from plimsoll.plan.rules.registry import Example, Fault, rule
-from plimsoll.plan.rules.tables import architectures
 from plimsoll.units import GIB
 
 _OLLAMA: Example = {"engine": "ollama", "format": "gguf", "architecture": "llama"}
@@ -63,7 +63,7 @@ def context_times_requests(case: Case) -> Fault | None:
 )
 def one_request_at_once(case: Case) -> Fault | None:
     """Several requests at once of a family that Ollama serves one by one."""
-    if case.model.architecture not in architectures("ollama_one_request") or _slots(case) <= 1:
+    if case.gguf_name not in architectures("ollama_one_request") or _slots(case) <= 1:
         return None
     return Fault(
         what=f"{case.model.architecture} is served one request at a time",

@@ -45,9 +45,7 @@ def cuts(case: Case) -> tuple[Cut, ...]:
             Cut(layer="down_proj", size=model.intermediate_size, outputs=False),
         ]
     if model.moe and model.moe.shared_intermediate_size:
-        shared = model.moe.shared_intermediate_size * max(1, model.moe.shared_experts)
-        if "shared_expert_intermediate_size" in config:
-            shared = int(config["shared_expert_intermediate_size"])
+        shared = model.moe.shared_intermediate_size
         found += [
             Cut(layer="shared_experts.gate_up_proj", size=shared, outputs=True),
             Cut(layer="shared_experts.down_proj", size=shared, outputs=False),

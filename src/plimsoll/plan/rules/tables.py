@@ -8,23 +8,12 @@ beyond that.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from importlib.resources import files
 from typing import Any
 
+from plimsoll.facts.incompatible import Row, flag_name, rows
 from plimsoll.plan.rules.case import Case
 from plimsoll.plan.rules.registry import Check, Fault, Rule
-
-Row = Mapping[str, Any]
-
-
-@lru_cache(maxsize=1)
-def rows() -> Mapping[str, Any]:
-    """The file, by kind of row."""
-    text = files("plimsoll.facts").joinpath("data/incompatible.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
 
 
 def table_rules() -> tuple[Rule, ...]:
@@ -37,22 +26,6 @@ def table_rules() -> tuple[Rule, ...]:
     for kind, make in _KINDS.items():
         made += [make(row) for row in rows()[kind]]
     return tuple(made)
-
-
-@lru_cache(maxsize=16)
-def architectures(name: str) -> frozenset[str]:
-    """One of the lists of architectures."""
-    return frozenset(rows()["architectures"][name])
-
-
-def gone_flags(engine: str) -> Mapping[str, Row]:
-    """The removed flags of an engine, by name with underscores; for reading old command lines."""
-    return {flag_name(flag): {"flag": flag, **row} for flag, row in rows()["gone_flag"].get(engine, {}).items()}
-
-
-def flag_name(flag: str) -> str:
-    """`--max-model-len` as options name it: `max_model_len`."""
-    return flag.lstrip("-").replace("-", "_")
 
 
 def _rule(row: Row, name: str, theme: str, title: str, check: Check, fires: Row, passes: Row) -> Rule:
