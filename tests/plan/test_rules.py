@@ -96,8 +96,10 @@ def test_parallel_sizes_are_mended(path: str, overrides: dict[str, Any], key: st
 
 
 def test_weights_of_deepseek_r1_on_32_ranks_are_mended_to_16_and_two_stages() -> None:
-    facts = dict(mla=True, heads=128, kv_heads=128, layers=61, intermediate_size=18432, stored="fp8", block=(128, 128),
-                 experts=256, moe_layers=58, engine="sglang")  # fmt: skip
+    facts = {
+        "engine": "sglang", "mla": True, "heads": 128, "kv_heads": 128, "layers": 61, "intermediate_size": 18432,
+        "stored": "fp8", "block": (128, 128), "experts": 256, "moe_layers": 58,
+    }  # fmt: skip
     found = check(candidate(tp=32, ep=32, **facts))
     [mended] = mend_spec(Spec(models=(Deployment(name="served", model="m"),)), found).models
     assert (mended.parallel.tensor, mended.parallel.pipeline) == (16, 2)
@@ -111,14 +113,16 @@ def test_removed_flags_are_mended_into_their_successors() -> None:
     options = options_from_args("vllm", deployment.extra_args)
     found = check(candidate(name="a", options=options))
     [mended] = mend_spec(Spec(models=(deployment,)), found).models
-    assert mended.extra_args == ("--speculative-config.model", "d", "--structured-outputs-config.backend", "x")
+    assert options_from_args("vllm", mended.extra_args) == {
+        "speculative_config.model": "d",
+        "structured_outputs_config.backend": "x",
+    }
 
 
 def test_only_the_named_deployment_is_mended() -> None:
     spec = Spec(models=(Deployment(name="a", model="m"), Deployment(name="b", model="m")))
-    finding = Finding(
-        rule="r", severity="error", what="", cause="", fix="", source="", mend=(("context", 7),), deployment="b"
-    )
+    words = dict.fromkeys(("rule", "what", "cause", "fix", "source"), "")
+    finding = Finding(severity="error", mend=(("context", 7),), deployment="b", **words)
     assert [model.context for model in mend_spec(spec, [finding]).models] == [None, 7]
 
 
@@ -148,9 +152,10 @@ def test_arguments_are_read(engine: str, args: list[str], options: dict[str, obj
     assert options_from_args(engine, args) == options
 
 
-@given(
-    st.lists(st.sampled_from(["--max-model-len", "8192", "-tp", "2", "--enforce-eager", "x", "--a.b=c"]), max_size=8)
-)
+WORDS = ["--max-model-len", "8192", "-tp", "2", "--enforce-eager", "x", "--a.b=c"]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=8))
 def test_a_flag_that_was_set_is_read_back_and_one_taken_out_is_gone(args: list[str]) -> None:
     args = ["--first", *args]
     put = with_flag(args, "max_num_seqs", 7, engine="vllm")

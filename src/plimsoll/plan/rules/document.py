@@ -50,19 +50,12 @@ def rules_markdown() -> str:
     read = ", ".join(f"{engine.replace('_', '-')} {version}" for engine, version in VERSIONS.items())
     lines = [_HEAD, f"{len(found) + len(GROUP_RULES)} rules. Versions read: {read}.", ""]
     for theme, members in groupby(found, key=lambda rule: rule.theme):
-        lines += [
-            f"## {_THEMES[theme]}",
-            "",
-            "| rule | versions | severity | what | why | source |",
-            "|---|---|---|---|---|---|",
-        ]
+        lines += [f"## {_THEMES[theme]}", "", "| rule | versions | severity | what | why | source |", "|---" * 6 + "|"]
         lines += [_row(rule) for rule in members]
         lines.append("")
     lines += ["## Replicas that run together", "", "| rule | severity | what | why | source |", "|---|---|---|---|---|"]
-    lines += [
-        f"| `{rule.id}` | {_severity(rule.severity)} | {rule.title} | {rule.cause} | {rule.source} |"
-        for rule in GROUP_RULES
-    ]
+    for group in GROUP_RULES:
+        lines.append(f"| `{group.id}` | {_severity(group.severity)} | {group.title} | {group.cause} | {group.source} |")
     return "\n".join(lines) + "\n"
 
 
