@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from math import ceil
 from typing import Any, Literal
 
@@ -80,21 +80,26 @@ class Rule:
     """`packing` (None: as it is) for the modules that one of the patterns names."""
 
     literals: frozenset[str]
-    globs: tuple[str, ...]
+    """Names from `layers.` on, or of a part anywhere (`lm_head`, `gate`)."""
+    inner: tuple[str, ...]
+    """Names of several parts that say no layer: `mlp.gate`."""
+    globs: re.Pattern[str] | None
     regexes: tuple[re.Pattern[str], ...]
     packing: Packing | None
 
     def covers(self, name: str) -> bool:
         """Whether the module or one around it is named; `name` begins at `layers.`, or at its own first part."""
         parts = name.split(".")
-        heads = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
-        if not self.literals.isdisjoint(heads) or not self.literals.isdisjoint(parts):
+        if not self.literals.isdisjoint(parts):
             return True
-        if any(
-            f".{literal}." in f".{name}." for literal in self.literals if "." in literal and "layers." not in literal
-        ):
+        head = ""
+        for part in parts:
+            head = f"{head}.{part}" if head else part
+            if head in self.literals:
+                return True
+        if any(f".{inner}." in f".{name}." for inner in self.inner):
             return True
-        if any(fnmatchcase(candidate, glob) for glob in self.globs for candidate in (name, f"{name}.weight")):
+        if self.globs is not None and (self.globs.match(name) or self.globs.match(f"{name}.weight")):
             return True
         return any(regex.match(f"model.{name}") or regex.match(name) for regex in self.regexes)
 
@@ -121,28 +126,57 @@ class Scheme:
 
 
 _DECODER: frozenset[TensorRole] = frozenset({"attention", "mlp", "experts", "shared_experts", "state"})
-_OUTSIDE = re.compile(r"^(?:.*?\b)?(?=layers\.\d)|^(?:model\.|language_model\.|backbone\.|transformer\.|thinker\.)+")
+_OUTSIDE = re.compile(r"^(?:model|language_model|backbone|transformer|thinker|llm)\.")
+_ALIASES = (
+    (re.compile(r"experts\.\d+(?=\.|$)"), "experts"),
+    (re.compile(r"\b(block_sparse_moe|feed_forward|ffn)\b"), "mlp"),
+    (re.compile(r"\bshared_expert\b"), "shared_experts"),
+    (re.compile(r"\bmlp\.router\b"), "mlp.gate"),
+    (re.compile(r"^(visual|vision_tower|vision_model|multi_modal_projector|mm_projector|embed_vision|patch_merge_mlp)\b"),
+     "visual"),
+)  # fmt: skip
+_FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"),
+    "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"), "in_proj_ba": ("in_proj_b", "in_proj_a"),
+}  # fmt: skip
 
 
 def module_name(name: str) -> str:
-    """A module's name from `layers.` on, or without the wrappers in front of it (`model.`, `language_model.`)."""
-    return _OUTSIDE.sub("", name.removesuffix(".weight"), count=1)
+    """A module's name as architectures here have it: from `layers.` on, without wrappers, one word for one thing."""
+    at = name.find("layers.")
+    if at > 0 and name[at + 7 : at + 8].isdigit() and not name.startswith(("visual", "vision", "model.visual")):
+        name = name[at:]
+    else:
+        while (shorter := _OUTSIDE.sub("", name)) != name:
+            name = shorter
+    for pattern, word in _ALIASES:
+        name = pattern.sub(word, name)
+    return name
 
 
 def rule(patterns: Iterable[str], packing: Packing | None = None) -> Rule:
     """A rule from names, globs (`*`) and regular expressions (`re:` in front)."""
-    literals, globs, regexes = set(), [], []
+    literals: set[str] = set()
+    globs: set[str] = set()
+    regexes: list[re.Pattern[str]] = []
     for pattern in patterns:
         if pattern.startswith("re:"):
             try:
                 regexes.append(re.compile(pattern[3:]))
             except re.error as error:
                 raise FactError(f"the quantization config holds a broken pattern, {pattern!r}: {error}") from error
-        elif "*" in pattern:
-            globs.append(module_name(pattern))
-        else:
-            literals.add(module_name(pattern))
-    return Rule(literals=frozenset(literals), globs=tuple(globs), regexes=tuple(regexes), packing=packing)
+            continue
+        name = module_name(pattern.removesuffix(".weight"))
+        stem, _, last = name.rpartition(".")
+        names = [f"{stem}.{part}" if stem else part for part in _FUSED.get(last, (last,))]
+        (globs if "*" in name else literals).update(names)
+    return Rule(
+        literals=frozenset(literals),
+        inner=tuple(name for name in literals if "." in name and not name.startswith("layers.")),
+        globs=re.compile("|".join(translate(glob) for glob in sorted(globs))) if globs else None,
+        regexes=tuple(regexes),
+        packing=packing,
+    )
 
 
 def read_scheme(config: Mapping[str, Any], *, source: str) -> Scheme | None:

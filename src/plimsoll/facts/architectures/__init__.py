@@ -19,7 +19,7 @@ from plimsoll.facts.architectures.vision import TOWERS
 
 _LATENT: dict[str, Family] = {
     **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm_moe_dsa", "glm4_moe_lite", "deepseek_vl_v2"),
+        ("deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm_moe_dsa", "glm4_moe_lite", "mistral4"),
         deepseek,
     ),
     "minicpm3": minicpm3,

@@ -297,8 +297,8 @@ def kimi_linear(keys: Keys) -> Shapes:
     full = tuple(layer - 1 for layer in listed) or tuple(layer for layer in layers if layer % group == group - 1)
     linear = tuple(layer for layer in layers if layer not in set(full))
     source = part if part.values else keys
-    heads = source.size("num_heads", "linear_num_heads", default=keys.heads)
-    dim = source.size("head_dim", "linear_head_dim", default=128)
+    heads = source.size("linear_num_heads", "num_heads", default=keys.heads)
+    dim = source.size("linear_head_dim", "head_dim", default=128)
     kernel = source.size("short_conv_kernel_size", "linear_conv_kernel_dim", default=4)
     full_gate = source.flag("use_full_rank_gate") or keys.get("model_type") == "bailing_hybrid"
     delta_attention(shapes, keys, linear, heads=heads, dim=dim, kernel=kernel, full_gate=full_gate)
