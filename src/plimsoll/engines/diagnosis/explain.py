@@ -1,0 +1,188 @@
+"""From a log and the way that the process ended to one diagnosis: the root error, not the last stack frame.
+
+Every place where a signature matches is weighed by how exactly the signature names the reason and by how severe its
+line is; of equals the first counts, since what comes later is mostly its consequence. What happened before the server
+last was up is set aside. An exception that no signature knows counts more than the mere echo of a failure: then the
+answer is "unknown to us", with the most telling lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from plimsoll.engines.diagnosis.log import Log
+from plimsoll.engines.diagnosis.signatures import Signature, fill, signatures
+
+_SEVERITY = {"error": 2, "plain": 1, "warning": -3, "info": -4, "debug": -5}
+_LEAST = 2
+"""A match that weighs less (a known word in an information line) explains nothing."""
+_MOST_LINES, _MOST_MATCHES, _LINE_LENGTH = 6, 40, 400
+
+_SIGNALS = {4: "illegal-instruction", 7: "bus-error", 9: "sigkill", 11: "sigsegv"}
+_ENDINGS = {
+    2: ("the process was interrupted (SIGINT)", "someone pressed Ctrl-C, or a supervisor asked it to stop"),
+    6: ("the process ended itself (SIGABRT)", "an assertion or an uncaught C++ error; the last lines should say which"),
+    15: ("the process was asked to end (SIGTERM)", "a supervisor, docker stop or an operator ended it"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """One line of the log and its number, from 1."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What failed and why; where `known` is False we do not know why, and claim nothing beyond the lines."""
+
+    signature: str | None
+    what: str
+    cause: str
+    fix: str
+    rule: str | None
+    source: str
+    lines: tuple[Telling, ...]
+    known: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Match:
+    signature: Signature
+    index: int
+    groups: dict[str, str | None]
+    weight: int
+
+
+def explain(
+    lines: Sequence[str],
+    *,
+    engine: str | None = None,
+    exit_code: int | None = None,
+    signal: int | None = None,
+    oom_killed: bool = False,
+) -> Diagnosis:
+    """The root error of a failed run.
+
+    `lines` is the log; `engine` its engine, None if not known; `exit_code` as the shell tells it (128 + signal) or as
+    Python does (negative); `oom_killed` what the cgroup's or container's counters say. Never raises.
+    """
+    log = Log.of(lines)
+    matches = list(_matches(log, engine))
+    if oom_killed:
+        return _known(signatures()["kernel-oom-killer"], {}, _last(log), log)
+    best = max(matches, key=lambda match: (match.weight, -match.index), default=None)
+    stranger = _unknown_exception(log, matches)
+    if best is not None and stranger is not None and _outweighs(log, stranger, best):
+        best = None
+    number = _signal(exit_code, signal)
+    if best is not None and best.signature.rank > (1 if number in _SIGNALS else 0):
+        return _known(best.signature, best.groups, best.index, log)
+    if number in _SIGNALS and stranger is None:
+        return _known(signatures()[_SIGNALS[number]], {}, best.index if best else _last(log), log)
+    if best is not None and best.signature.rank > 0:
+        return _known(best.signature, best.groups, best.index, log)
+    if stranger is None and exit_code == 127:
+        return _known(signatures()["command-not-found"], {}, _last(log), log)
+    return _unknown(log, stranger, best, number)
+
+
+def _matches(log: Log, engine: str | None) -> Iterator[_Match]:
+    begin = log.last_failure()
+    for signature in signatures().values():
+        if not signature.concerns(engine):
+            continue
+        for pattern in signature.patterns:
+            for count, found in enumerate(pattern.finditer(log.text)):
+                if count >= _MOST_MATCHES:
+                    break
+                index = log.line_at(found.start())
+                weight = 2 * signature.rank + _SEVERITY[log.severity(index)] - (4 if index < begin else 0)
+                if weight >= _LEAST:
+                    yield _Match(signature=signature, index=index, groups=found.groupdict(), weight=weight)
+
+
+def _unknown_exception(log: Log, matches: Sequence[_Match]) -> int | None:
+    """Index of the first exception of the last failure that no signature matches."""
+    explained = {match.index for match in matches}
+    for index in range(log.last_failure(), len(log.lines)):
+        if index in explained or log.severity(index) != "error":
+            continue
+        if log.exception(index) is not None:
+            return index
+    return None
+
+
+def _outweighs(log: Log, stranger: int, best: _Match) -> bool:
+    """Whether an exception that nobody knows is more likely the root than the best match."""
+    if best.signature.rank == 0:
+        return True
+    if best.signature.rank == 1:
+        return stranger < best.index or log.severity(best.index) != "error"
+    return False
+
+
+def _signal(exit_code: int | None, signal: int | None) -> int | None:
+    if signal is not None:
+        return signal
+    if exit_code is None:
+        return None
+    return -exit_code if exit_code < 0 else exit_code - 128 if 128 < exit_code < 160 else None
+
+
+def _known(signature: Signature, groups: dict[str, str | None], index: int | None, log: Log) -> Diagnosis:
+    return Diagnosis(
+        signature=signature.id,
+        what=fill(signature.what, groups),
+        cause=fill(signature.cause, groups),
+        fix=fill(signature.fix, groups),
+        rule=signature.rule,
+        source=signature.source,
+        lines=_telling(log, [] if index is None else [index]),
+        known=True,
+    )
+
+
+def _unknown(log: Log, stranger: int | None, echo: _Match | None, number: int | None) -> Diagnosis:
+    errors = [index for index in range(log.last_failure(), len(log.lines)) if log.severity(index) == "error"]
+    chosen = [stranger] if stranger is not None else errors[:2] or ([echo.index] if echo else [])
+    last = _last(log)
+    if last is not None and (len(errors) < 2 or not chosen):
+        chosen.append(last)
+    what = log.lines[stranger].strip()[:200] if stranger is not None else ""
+    cause = "unknown to us"
+    if number in _ENDINGS and stranger is None and echo is None:
+        what, cause = _ENDINGS[number]
+    elif echo is not None and stranger is None:
+        what, cause = echo.signature.what, f"unknown to us: {echo.signature.cause}"
+    return Diagnosis(
+        signature=echo.signature.id if echo is not None and stranger is None else None,
+        what=what or "the process failed, and no line of its log says why",
+        cause=cause,
+        fix="read the lines shown and what surrounds them; search the engine's issues for the message",
+        rule=None,
+        source="",
+        lines=_telling(log, chosen),
+        known=False,
+    )
+
+
+def _telling(log: Log, chosen: Sequence[int]) -> tuple[Telling, ...]:
+    """The chosen lines, with the rest of a message that goes on in the lines after it."""
+    indices: list[int] = []
+    for index in chosen:
+        indices.append(index)
+        for later in range(index + 1, min(index + 3, len(log.lines))):
+            text = log.lines[later]
+            if not text.startswith((" ", "\t")) or not text.strip() or log.exception(index) is None:
+                break
+            indices.append(later)
+    unique = sorted(dict.fromkeys(indices))[:_MOST_LINES]
+    return tuple(Telling(number=log.number(index), text=log.lines[index].strip()[:_LINE_LENGTH]) for index in unique)
+
+
+def _last(log: Log) -> int | None:
+    return next((index for index in range(len(log.lines) - 1, -1, -1) if log.lines[index].strip()), None)
