@@ -54,6 +54,18 @@ def test_a_body_without_length_ends_with_the_connection() -> None:
     assert len(row.arrivals_s) == 1
 
 
+def test_a_stream_under_another_content_type_is_a_stream() -> None:
+    [row], _ = once(lambda *_: [(at, piece.replace(b"text/event-stream", b"text/plain")) for at, piece in paced(3)])
+    assert row.ok
+    assert row.output_tokens == 3
+
+
+def test_a_server_that_cannot_stream_answers_whole() -> None:
+    body = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 2}}
+    [row], _ = once(lambda *_: answer(200, body))
+    assert (row.ok, row.ttft_s, row.output_tokens) == (True, None, 2)
+
+
 def test_a_kept_connection_that_died_unseen_is_replaced_and_the_request_sent_again() -> None:
     calls = iter([[*paced(1)], [(0.0, None)], [*paced(1)]])
     rows, client = once(lambda *_: next(calls), times=2)

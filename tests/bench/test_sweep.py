@@ -80,6 +80,12 @@ def test_a_field_that_the_server_refuses_is_given_up_and_said(field: str) -> Non
     assert ("max_completion_tokens" in seen[-1][1]) == (field == "max_tokens")
 
 
+def test_fewer_requests_than_workers_is_not_the_load_that_was_asked_for() -> None:
+    [level], _ = run(chat, (8,), requests=3)
+    assert level.summary.requests == 3
+    assert any("8 were asked for" in fault for fault in level.summary.invalid)
+
+
 def test_failures_are_counted_and_averaged_into_nothing() -> None:
     count = itertools.count()
 

@@ -180,12 +180,15 @@ class Client:
         self._reaper = self._loop.call_later(_REAP_S, self._reap)
 
 
-def allow_files(count: int) -> None:
-    """Raise this process's limit of open files to `count`; BenchError when the system's own limit is below it."""
+def allow_files(count: int, *, enough: int | None = None) -> None:
+    """Raise this process's limit of open files to `count`; BenchError when the system allows less than `enough`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if count <= soft or soft == resource.RLIM_INFINITY:
         return
     if hard != resource.RLIM_INFINITY and count > hard:
+        if enough is not None and enough <= hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            return
         raise BenchError(
             f"{count} open files are needed and {hard} are allowed",
             hint="raise the limit (ulimit -Hn), or spread the load over more processes",
@@ -208,7 +211,7 @@ class Connection(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
         self._body: list[bytes] = []
         self._stamp_s = 0.0
-        self._event_stream = False
+        self._json = False
         self._framed = False
 
     async def exchange(self, request: Request, row: Row) -> None:
@@ -217,7 +220,7 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._done = done = loop.create_future()
         self._row, self._request, self._reader = row, request, None
-        self._body, self._event_stream, self._framed = [], False, False
+        self._body, self._json, self._framed = [], False, False
         self.reusable = False
         self.client.mark(self, busy=True)
         head = self.client.prefix(request)
@@ -274,7 +277,7 @@ class Connection(asyncio.Protocol):
         """httptools: one header."""
         lower = name.lower()
         if lower == b"content-type":
-            self._event_stream = value.lower().startswith(b"text/event-stream")
+            self._json = value.lower().startswith(b"application/json")
         elif lower in (b"content-length", b"transfer-encoding"):
             self._framed = True
 
@@ -285,8 +288,10 @@ class Connection(asyncio.Protocol):
         if status < 200:
             return
         row.status = status
-        if status == 200 and self._event_stream:
-            self._reader = StreamReader(row, keep_text=cast("Request", self._request).keep_text)
+        request = cast("Request", self._request)
+        # Some servers stream events as text/plain; one that cannot stream answers in JSON all the same.
+        if status == 200 and request.stream and not self._json:
+            self._reader = StreamReader(row, keep_text=request.keep_text)
 
     def on_body(self, piece: bytes) -> None:
         """httptools: some of the body, chunk framing taken off."""

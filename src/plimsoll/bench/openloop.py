@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Iterator
 
-from plimsoll.bench.client import Client, clock
+from plimsoll.bench.client import Client, allow_files, clock
 from plimsoll.bench.row import Row
 from plimsoll.bench.run import Run, watch
 from plimsoll.bench.work import Item, do
@@ -17,6 +17,8 @@ _EARLY_S = 0.0015
 _SPARE_S = 1.0
 """Connections are kept open for the arrivals of this long."""
 _SPARE_MOST = 256
+_FILES = 65_536
+"""Nothing bounds what is in flight in an open loop but the server's speed."""
 
 
 async def open_loop(
@@ -37,6 +39,7 @@ async def open_loop(
     server takes no connection at all.
     """
     spare = min(_SPARE_MOST, max(2, math.ceil((rate_per_s or 8.0) * _SPARE_S)))
+    allow_files(_FILES, enough=spare)
     await client.open(spare)
     rows: list[Row] = []
     tasks: set[asyncio.Task[None]] = set()
@@ -63,6 +66,7 @@ async def open_loop(
                 task = asyncio.create_task(one(item, last_s, warming=number < warmup))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
+                await asyncio.sleep(0)  # let it send, even when the next one is due already
             if seconds is not None and requests is None:
                 last_s = max(last_s, begin_s + seconds)
             await asyncio.gather(*tasks)

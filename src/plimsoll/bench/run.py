@@ -106,9 +106,13 @@ class _Closed:
             self.warming -= 1
             if self.warming == 0:
                 self.steady()
+        did = False
         while (item := self.next()) is not None:
             await self.one(item, warming=self.warming > 0)
-        self.first_idle_s = self.first_idle_s or clock()
+            did = True
+        # A worker that never had anything to do does not end the window: there were fewer requests than workers.
+        if did:
+            self.first_idle_s = self.first_idle_s or clock()
 
     def next(self) -> Item | None:
         if self.left == 0 or clock() >= self.deadline_s:
