@@ -66,6 +66,23 @@ def new_directory(target: Path, *, source: Path) -> Iterator[Draft]:
             raise
 
 
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A path to write to that becomes `target` if the body ends well and is gone if not. WeightError if it exists."""
+    with locked(target.with_name(f".{target.name}.lock")):
+        if target.exists():
+            raise WeightError(f"{target} exists", hint="nothing is overwritten: remove it or choose another place")
+        fresh = target.with_name(f".{target.name}.partial")
+        fresh.unlink(missing_ok=True)
+        try:
+            yield fresh
+            fresh.replace(target)
+        except OSError as error:
+            raise WeightError(f"cannot write {target}: {error.strerror or error}", hint="check the disk") from None
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
 def read_steps(folder: Path) -> list[Mapping[str, object]]:
     """The recorded steps of a converted model; none for one that was not converted."""
     try:
