@@ -23,6 +23,12 @@ _CODES = {
 }  # fmt: skip
 
 
+_ANTHROPIC = {
+    400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+    413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
+}  # fmt: skip
+
+
 def status_line(status: int) -> bytes:
     """`HTTP/1.1 200 OK` with its line end; an unregistered status has an empty phrase."""
     return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
@@ -38,11 +44,15 @@ def answer(
     )  # fmt: skip
 
 
-def error_body(error: GatewayError) -> dict[str, Any]:
-    """OpenAI's error object: the message holds what happened and what to do."""
+def error_body(error: GatewayError, *, anthropic: bool = False) -> dict[str, Any]:
+    """OpenAI's error object: the message holds what happened and what to do. Anthropic's has a type around it."""
     message = f"{error.message} {error.hint}" if error.hint else error.message
     code = "model_not_found" if error.status == 404 and "model" in error.message else _CODES.get(error.status)
-    return {"error": {"message": message, "type": error.kind, "param": None, "code": code}}
+    body = {"error": {"message": message, "type": error.kind, "param": None, "code": code}}
+    if anthropic:
+        body["error"]["type"] = _ANTHROPIC.get(error.status, "api_error")
+        return {"type": "error", **body}
+    return body
 
 
 def error_headers(error: GatewayError) -> bytes:
@@ -55,16 +65,18 @@ def error_headers(error: GatewayError) -> bytes:
     return lines
 
 
-def error_answer(error: GatewayError, *, headers: bytes = b"", keep_alive: bool = True) -> bytes:
+def error_answer(
+    error: GatewayError, *, headers: bytes = b"", keep_alive: bool = True, anthropic: bool = False
+) -> bytes:
     """A whole error answer."""
-    return answer(
-        error.status, orjson.dumps(error_body(error)), headers=headers + error_headers(error), keep_alive=keep_alive
-    )
+    body = orjson.dumps(error_body(error, anthropic=anthropic))
+    return answer(error.status, body, headers=headers + error_headers(error), keep_alive=keep_alive)
 
 
-def error_event(error: GatewayError) -> bytes:
+def error_event(error: GatewayError, *, anthropic: bool = False) -> bytes:
     """The error as a server-sent event, for a stream that has already begun."""
-    return b"data: %b\n\n" % orjson.dumps(error_body(error))
+    name = b"event: error\n" if anthropic else b""
+    return b"%bdata: %b\n\n" % (name, orjson.dumps(error_body(error, anthropic=anthropic)))
 
 
 def wrap_engine_error(status: int, body: bytes) -> bytes:

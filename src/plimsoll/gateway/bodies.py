@@ -9,9 +9,21 @@ import orjson
 
 from plimsoll.errors import GatewayError
 
+_FORM_MODEL = re.compile(rb'(name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n)([^\r\n]*)', re.IGNORECASE)
+_FORM_STREAM = re.compile(rb'(name="?stream"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n)([^\r\n]*)', re.IGNORECASE)
 
-def read_body(body: bytes) -> dict[str, Any]:
-    """The JSON object of a request; GatewayError 400 if it is none."""
+
+class Form(dict[str, Any]):
+    """What is read of a multipart form: `model` and `stream`."""
+
+
+def read_body(body: bytes, content_type: bytes) -> dict[str, Any]:
+    """The JSON object of a request, or `model` of a multipart form; GatewayError 400 if it is none of these."""
+    if content_type.startswith(b"multipart/form-data"):
+        model = _FORM_MODEL.search(body)
+        stream = _FORM_STREAM.search(body)
+        name = model[2].decode("utf-8", "replace") if model else None
+        return Form(model=name, stream=bool(stream and stream[2].lower() == b"true"))
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -42,6 +54,8 @@ def set_model(body: bytes, content: dict[str, Any], new: str | None) -> bytes:
     old = content.get("model")
     if new is None or new == old:
         return body
+    if isinstance(content, Form):
+        return _FORM_MODEL.sub(lambda m: m[1] + new.encode(), body, count=1)
     if not isinstance(old, str):
         return orjson.dumps({**content, "model": new})
     return _rename_model(body, content, old, new)

@@ -220,10 +220,12 @@ class Client(asyncio.Protocol):
         else:
             self.deadline_s = self._gateway.now() + self._settings.keep_alive_s
 
-    def refuse(self, error: GatewayError, headers: bytes = b"", *, keep_alive: bool = False) -> None:
+    def refuse(
+        self, error: GatewayError, headers: bytes = b"", *, keep_alive: bool = False, anthropic: bool = False
+    ) -> None:
         """Answer with an error; `headers` are complete lines."""
         keep_alive = keep_alive and self._refused is None
-        self.write(answers.error_answer(error, headers=headers, keep_alive=keep_alive))
+        self.write(answers.error_answer(error, headers=headers, keep_alive=keep_alive, anthropic=anthropic))
         self.answered(keep_alive=keep_alive)
 
     def abort(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from plimsoll.errors import GatewayError
 from plimsoll.gateway.answers import JSON
-from plimsoll.gateway.bodies import ask_usage, read_body, set_model, wants_usage
+from plimsoll.gateway.bodies import Form, ask_usage, read_body, set_model, wants_usage
 from plimsoll.gateway.reply import Reply
 from plimsoll.gateway.settings import Record
 
@@ -81,7 +81,7 @@ class Exchange:
 
     def begin(self) -> None:
         """Find the model and ask for a slot; GatewayError if that cannot be."""
-        self._content = content = read_body(self.body)
+        self._content = content = read_body(self.body, self.request.headers.get(b"content-type", b""))
         name = self._gateway.model_name(content.get("model"), self.route)
         self.model, lane = self._gateway.lane(name, self.route)
         self._lane = lane
@@ -149,16 +149,20 @@ class Exchange:
         target = self.target
         assert target is not None  # noqa: S101 - a connection is asked for only after assign
         upstream = target.upstream
+        content_type = JSON
         if self._adapter is not None:
             path, body = self._adapter.request(upstream)
         else:
             path = upstream.base_path.encode() + self.route.path if upstream.base_path else self.route.path
             body = set_model(self.body, self._content, upstream.model)
-            self._ask_usage = self._stream and upstream.stream_usage and not wants_usage(self._content)
+            if isinstance(self._content, Form):
+                content_type = self.request.headers[b"content-type"]
+            may_ask = self._stream and self.route.usage_option and upstream.stream_usage
+            self._ask_usage = may_ask and not wants_usage(self._content)
             if self._ask_usage:
                 body = ask_usage(body, self._content)
         return _REQUEST % (
-            path, upstream.host.encode(), upstream.port, JSON, len(body), self.request_id,
+            path, upstream.host.encode(), upstream.port, content_type, len(body), self.request_id,
             self.request.forwarded(), body,
         )  # fmt: skip
 
@@ -174,7 +178,8 @@ class Exchange:
                 return
             reply = self._reply = Reply(
                 self.client, self.request, self.request_id, connection, adapter=self._adapter, stream=self._stream,
-                strip_usage=self._ask_usage, hold_bytes=self._gateway.settings.buffered_bytes,
+                strip_usage=self._ask_usage, anthropic=self.route.anthropic,
+                hold_bytes=self._gateway.settings.buffered_bytes,
             )  # fmt: skip
         try:
             reply.feed(data, complete=complete)
@@ -264,7 +269,7 @@ class Exchange:
         self._status = error.status
         self._end(error.message)
         headers = b"x-request-id: %b\r\n%b" % (self.request_id, self.request.cors)
-        self.client.refuse(error, headers, keep_alive=self.request.keep_alive)
+        self.client.refuse(error, headers, keep_alive=self.request.keep_alive, anthropic=self.route.anthropic)
 
     def _release(self, *, failed: bool, answered: bool = False) -> None:
         """Give the slot back, drop the connection if the answer on it is not complete, leave the queue."""

@@ -33,13 +33,13 @@ class Reply:
     """One answer of one engine. `feed` it until the answer is complete, or let it `fail`."""
 
     __slots__ = (
-        "_adapter", "_buffer", "_buffered", "_chunked", "_client", "_connection", "_events", "_hold_bytes", "_request",
-        "_request_id", "_tail", "begun", "status", "tap",
+        "_adapter", "_anthropic", "_buffer", "_buffered", "_chunked", "_client", "_connection", "_events",
+        "_hold_bytes", "_request", "_request_id", "_tail", "begun", "status", "tap",
     )  # fmt: skip
 
     def __init__(
         self, client: Client, request: Request, request_id: bytes, connection: Connection, *, adapter: Adapter | None,
-        stream: bool, strip_usage: bool, hold_bytes: int,
+        stream: bool, strip_usage: bool, anthropic: bool, hold_bytes: int,
     ) -> None:  # fmt: skip
         self._client = client
         self._request = request
@@ -47,6 +47,7 @@ class Reply:
         self._connection = connection
         self._adapter = adapter
         self._events = adapter.events if adapter is not None else None
+        self._anthropic = anthropic
         self._hold_bytes = hold_bytes
         self._chunked = False
         self._buffer: list[bytes] = []
@@ -101,7 +102,7 @@ class Reply:
         if self._events is not None:
             event = self._events.error(answers.error_body(error))
         else:
-            event = answers.error_event(error)
+            event = answers.error_event(error, anthropic=self._anthropic)
         self._write(event)
         if self._chunked:
             self._client.write(_LAST_CHUNK)

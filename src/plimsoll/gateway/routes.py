@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from plimsoll.gateway.adapters import Adapt
 from plimsoll.gateway.embeddings import adapt_embeddings
+from plimsoll.gateway.messages import adapt_messages
 from plimsoll.gateway.rerank import adapt_rerank, adapt_score
 
 
@@ -18,10 +19,16 @@ class Route:
     tasks: tuple[str, ...]
     """The model must serve one of them; empty: any model."""
     streams: bool = False
-    """Whether `stream` and `stream_options` mean something."""
+    """Whether `stream` means something."""
+    usage_option: bool = False
+    """Whether a stream reports its tokens only when `stream_options` asks for it."""
     adapt: Adapt | None = None
     also: tuple[bytes, ...] = ()
     """Further paths that clients use for it."""
+    required: bool = False
+    """Whether it is served only by engines that are known to have it."""
+    anthropic: bool = False
+    """Whether errors are in Anthropic's form, which holds OpenAI's."""
     default_model: bool = False
     """Whether the body may leave out the model when only one fits."""
 
@@ -34,12 +41,21 @@ class Route:
 _GENERATE = ("chat", "completion")
 _RANK = ("rerank", "classify")
 _ROUTES = (
-    Route(path=b"/v1/chat/completions", tasks=_GENERATE, streams=True),
-    Route(path=b"/v1/completions", tasks=_GENERATE, streams=True),
+    Route(path=b"/v1/chat/completions", tasks=_GENERATE, streams=True, usage_option=True),
+    Route(path=b"/v1/completions", tasks=_GENERATE, streams=True, usage_option=True),
     Route(path=b"/v1/embeddings", tasks=("embed",), adapt=adapt_embeddings),
     Route(
         path=b"/v1/rerank", tasks=_RANK, adapt=adapt_rerank, default_model=True,
         also=(b"/v2/rerank", b"/cohere/v1/rerank", b"/cohere/v2/rerank", b"/v1/reranking"),
+    ),
+    Route(path=b"/v1/messages", tasks=_GENERATE, streams=True, adapt=adapt_messages, anthropic=True),
+    *(
+        Route(path=path, tasks=(), streams=True, required=True, default_model=True)
+        for path in (
+            b"/v1/messages/count_tokens", b"/v1/responses", b"/tokenize", b"/detokenize", b"/v1/audio/transcriptions",
+            b"/v1/audio/translations", b"/v1/audio/speech", b"/v1/images/generations", b"/v1/moderations", b"/classify",
+            b"/pooling", b"/infill", b"/apply-template",
+        )
     ),
     Route(path=b"/v1/score", tasks=_RANK, adapt=adapt_score, default_model=True),
 )  # fmt: skip

@@ -218,6 +218,11 @@ class Gateway:
                 kind="invalid_request_error",
                 hint=_others(self._table, route),
             )
+        if route.required and lane.targets and not lane.targets[0].upstream.serves(route.name):
+            raise GatewayError(
+                f"The engine of '{model}' does not serve {route.name}.", status=501, kind="invalid_request_error",
+                hint="Serve the model with an engine that does.",
+            )  # fmt: skip
         return name, lane
 
     def note(self, record: Record) -> None:

@@ -69,7 +69,8 @@ class EventTap:
             if b'"usage"' in event and (content := event_json(event)) is not None:
                 counts = read_counts(content)
                 if counts is not None:
-                    self.usage = counts
+                    prompt, output = self.usage or (0, 0)
+                    self.usage = max(prompt, counts[0]), max(output, counts[1])
                     if self._strip_usage and content.get("choices") == []:
                         continue
             kept.append(event)
@@ -105,7 +106,7 @@ def _has_text(data: bytes) -> bool:
             continue
         choices = content.get("choices")
         if not isinstance(choices, list):
-            return True  # not the form of chat or completions: every event counts
+            return "delta" in str(content.get("type", "delta"))  # /v1/messages and /v1/responses name their events
         for choice in choices:
             if not isinstance(choice, dict):
                 continue
@@ -120,13 +121,15 @@ def _has_text(data: bytes) -> bool:
 def read_counts(content: dict[str, Any]) -> tuple[int, int] | None:
     """Prompt and output tokens of a body's `usage`; None if it has none."""
     usage = content.get("usage")
+    if usage is None:  # Anthropic's first event, and the last of /v1/responses
+        usage = (content.get("message") or content.get("response") or {}).get("usage")
     if not isinstance(usage, dict):
         return None
     prompt = usage.get("prompt_tokens", usage.get("input_tokens", usage.get("total_tokens")))
     output = usage.get("completion_tokens", usage.get("output_tokens", 0))
-    if not isinstance(prompt, int):
+    if not isinstance(prompt, int) and "output_tokens" not in usage:
         return None
-    return prompt, output if isinstance(output, int) else 0
+    return prompt if isinstance(prompt, int) else 0, output if isinstance(output, int) else 0
 
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
