@@ -41,6 +41,16 @@ class DeviceLedger:
         inside = sum(entry.bytes for entry in self.entries if entry.inside)
         return min(self.limit_bytes - inside, self.total_bytes - self.used_bytes)
 
+    def hangs_on_assumptions(self, spare_bytes: int = 0) -> bool:
+        """Whether the limit (with `spare_bytes` of cache to give) or the device has less left than is assumed there."""
+        inside = sum(entry.bytes for entry in self.entries if entry.inside)
+        left = self.free_bytes if self.limit_bytes >= self.total_bytes else self.limit_bytes - inside
+        assumed = [entry for entry in self.entries if entry.basis == "assumed"]
+        return (
+            left + spare_bytes < sum(entry.bytes for entry in assumed if entry.inside)
+            or self.total_bytes - self.used_bytes < sum(entry.bytes for entry in assumed if not entry.inside)
+        )  # fmt: skip
+
     def of(self, name: str) -> int:
         """Bytes of all entries of that name."""
         return sum(entry.bytes for entry in self.entries if entry.name == name)
@@ -76,9 +86,10 @@ class Ledger:
 
     @property
     def tight(self) -> bool:
-        """Whether the verdict hangs on an assumption: the margin is less than the assumed entries come to."""
-        margin = self.margin_bytes
-        return abs(margin + self.spare_bytes if margin >= 0 else margin) < self.assumed_bytes
+        """Whether the verdict hangs on an assumption: a margin is less than the assumed entries that it has to bear."""
+        if not self.fits:
+            return -self.margin_bytes < self.assumed_bytes
+        return any(device.hangs_on_assumptions(self.spare_bytes) for device in self.devices)
 
     @property
     def assumed_bytes(self) -> int:

@@ -31,11 +31,14 @@ def account(candidate: Candidate) -> Ledger:
     offloaded = sum(counts)
     graph = graph_bytes(candidate.model, context=_cells(candidate), full=offloaded >= total)
     per_layer, sizes = _cache_per_layer(candidate), bytes_by_layer(candidate.model)
-    layer = max(sizes.layers, default=0)
-    ledgers = [
-        _device(candidate, device, layers=count, layer=layer, cache=per_layer, graph=graph)
-        for device, count in zip(devices, counts, strict=True)
-    ]
+    ledgers = []
+    first = total - offloaded
+    for device, count in zip(devices, counts, strict=True):
+        last = min(first + count, candidate.model.layers)
+        weights = sum(sizes.layers[first:last]) + ((sizes.output or sizes.input) if first + count > last else 0)
+        layers = max(0, last - first)
+        ledgers.append(_device(candidate, device, layers=layers, weights=weights, cache=per_layer, graph=graph))
+        first += count
     ledgers.append(_host(candidate, sizes, offloaded=offloaded, cache=per_layer, graph=0 if offloaded else graph))
     notes = (f"{offloaded} of {total} layers on the GPUs" + ("" if automatic else ", as num_gpu says"),)
     cells = _cells(candidate)
@@ -49,7 +52,11 @@ def account(candidate: Candidate) -> Ledger:
 
 
 def layers_per_device(candidate: Candidate, devices: tuple[Device, ...]) -> tuple[int, ...]:
-    """Layers that the estimate puts on each device, the output layer counted as one; the last layers first."""
+    """Layers that the estimate puts on each device, the output layer counted as one.
+
+    It adds up the first layers, while the runner offloads the last ones: where dense layers lead (DeepSeek) it counts
+    5 layers into 17.6 GiB, of which the runner then makes 32. `account` books what the runner loads.
+    """
     model = candidate.model
     sizes = bytes_by_layer(model)
     cache = _cache_per_layer(candidate)
@@ -57,23 +64,31 @@ def layers_per_device(candidate: Candidate, devices: tuple[Device, ...]) -> tupl
     partial, full = graph_bytes(model, context=cells, full=False), graph_bytes(model, context=cells, full=True)
     used = [MINIMUM_BYTES + max(partial, full)] * len(devices)
     counts = [0] * len(devices)
-    usable = [i for i, device in enumerate(devices) if device.free_bytes > used[i] + max(sizes.layers) + cache]
+    usable = list(range(len(devices)))
     placed = 0
-    for layer in reversed(range(model.layers)):
-        size = sizes.layers[layer] + cache
-        usable = [i for i in usable if devices[i].free_bytes > used[i] + size]
+    for size in sizes.layers:
+        usable = [i for i in usable if devices[i].free_bytes > used[i] + size + cache]
         if not usable:
             break
         target = usable[placed % len(usable)]
-        used[target] += size
+        used[target] += size + cache
         counts[target] += 1
         placed += 1
     output = sizes.output or sizes.input
-    if placed == model.layers:
-        room = [i for i in usable or range(len(devices)) if devices[i].free_bytes > used[i] + output]
-        if room:
-            counts[room[placed % len(room)]] += 1
+    room = [i for i in usable if devices[i].free_bytes > used[i] + output]
+    if placed == model.layers and room:
+        counts[room[placed % len(room)]] += 1
     return tuple(counts)
+
+
+def fitting_layers(candidate: Candidate, devices: tuple[Device, ...]) -> int:
+    """The largest `num_gpu` that fits in truth: as many of the largest layers on every device as it holds."""
+    sizes = bytes_by_layer(candidate.model)
+    graph = graph_bytes(candidate.model, context=_cells(candidate), full=False)
+    each = max(sizes.layers, default=0) + _cache_per_layer(candidate)
+    rooms = [device.free_bytes - CONTEXT_BYTES - MINIMUM_BYTES - graph for device in devices]
+    least = min((max(0, room) // each for room in rooms), default=0) if each else 0
+    return min(candidate.model.layers + 1, least * len(devices))
 
 
 def graph_bytes(model: ModelFacts, *, context: int, full: bool) -> int:
@@ -141,11 +156,9 @@ def _forced(candidate: Candidate, devices: tuple[Device, ...], wanted: int) -> t
     return tuple(base + (1 if i < rest else 0) for i in range(len(devices)))
 
 
-def _device(candidate: Candidate, device: Device, *, layers: int, layer: int, cache: int, graph: int) -> DeviceLedger:
+def _device(candidate: Candidate, device: Device, *, layers: int, weights: int, cache: int, graph: int) -> DeviceLedger:
     entries = [
-        Entry(
-            name="weights", bytes=layers * layer, basis="derived", source=f"{layers} layers, the largest taken for all"
-        ),
+        Entry(name="weights", bytes=weights, basis="derived", source=f"{layers} layers, the last ones first"),
         Entry(name="kv_cache", bytes=layers * cache, basis="derived", source=f"{_cells(candidate)} cells a layer"),
         Entry(name="compute", bytes=graph if layers else 0, basis="derived", source="Ollama's estimate of the graph"),
         Entry(name="overhead", bytes=CONTEXT_BYTES, basis="assumed", source="driver context of one process"),

@@ -23,8 +23,10 @@ FILTERING_SAMPLER = 14.0
 """The same where a Triton kernel filters in place (0.18 and later): bf16 and f32 logits, probabilities, noise."""
 CONTEXT_BYTES = round(0.35 * GIB)
 """CUDA context and loaded kernels of one process; what "non-torch" comes to where it is counted whole (0.33, 0.35)."""
-ENCODER_BYTES = 3 * GIB
-"""Profiling of images: 2.5 to 4.9 GiB logged for vision towers of 0.4 to 0.7 B parameters."""
+ENCODER_BYTES = round(3.5 * GIB)
+"""Profiling of images by V0, beside the text: 3.5 (twice) and about 4 GiB for Qwen2.5-VL-7B, 2.5 at 2,048 tokens."""
+ENCODER_BYTES_V1 = round(1.5 * GIB)
+"""The same by V1, which profiles the encoder apart: two logged caches of Qwen3.6 leave about 1.5 GiB."""
 _POOLED = ("embed", "rerank", "classify")
 
 
@@ -128,7 +130,8 @@ def encoder_peak(candidate: Candidate) -> Entry | None:
     if not candidate.model.multimodal or flag_option(candidate, "language_model_only", default=False):
         return None
     return Entry(
-        name="activations", bytes=ENCODER_BYTES, basis="assumed",
+        name="activations", basis="assumed",
+        bytes=ENCODER_BYTES_V1 if is_v1(candidate.engine.version) else ENCODER_BYTES,
         source="profile run of the vision encoder; limit_mm_per_prompt and smaller images lower it",
     )  # fmt: skip
 
@@ -174,8 +177,12 @@ def graphs(candidate: Candidate) -> Entry | None:
     given = int_option(candidate, "capture_sizes", default=0)
     sizes = given or capture_sizes(candidate.engine.version, candidate.sequences)
     each = 16 * MIB * (3 if candidate.model.moe else 1)
+    shared = 100 * MIB
+    if candidate.parallel.tensor > 1 and not is_v1(candidate.engine.version):
+        # Buffers of the all-reduce, registered for each graph: 2.4 GiB logged for a 34B at TP 4.
+        shared += candidate.parallel.tensor * sizes * 7 * MIB
     return Entry(
-        name="graphs", bytes=sizes * each + 100 * MIB, basis="assumed",
-        source=f"{sizes} captured batch sizes x {each // MIB} MiB + 100 MiB",
+        name="graphs", bytes=sizes * each + shared, basis="assumed",
+        source=f"{sizes} captured batch sizes x {each // MIB} MiB + {shared // MIB} MiB",
         inside=in_range(candidate.engine.version, ">=0.21"),
     )  # fmt: skip
