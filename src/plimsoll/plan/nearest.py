@@ -8,6 +8,7 @@ from dataclasses import replace
 from plimsoll.facts.model import ModelFacts
 from plimsoll.plan.ledger import Ledger
 from plimsoll.plan.memory import account
+from plimsoll.plan.memory.ollama import fitting_layers
 from plimsoll.plan.settle import Settled, reserve_bytes
 from plimsoll.plan.types import Candidate, Parallel
 from plimsoll.units import format_bytes
@@ -26,6 +27,7 @@ def nearest_fits(failed: Settled, alternatives: Iterable[ModelFacts] = ()) -> tu
             _shorter(candidate),
             _fewer(candidate),
             _smaller_cache(candidate),
+            _fewer_layers(candidate),
             *(_other_weights(candidate, other) for other in alternatives),
             _more_devices(candidate),
         )
@@ -65,6 +67,20 @@ def _smaller_cache(candidate: Candidate) -> str | None:
     if dtype is None or candidate.kv_dtype != "auto":
         return None
     return f"a KV cache in {dtype} would fit" if _fits(replace(candidate, kv_dtype=dtype)) else None
+
+
+def _fewer_layers(candidate: Candidate) -> str | None:
+    """The most layers that the devices hold, the rest in RAM."""
+    cards = tuple(device for device in candidate.devices if device.vendor != "cpu")
+    name = {"ollama": "num_gpu", "llamacpp": "n_gpu_layers"}.get(candidate.engine.memory)
+    if name is None or not cards:
+        return None
+    most = fitting_layers(candidate, cards) if name == "num_gpu" else candidate.model.layers
+    step = len(cards) if name == "num_gpu" else 1
+    for layers in range(most, 0, -step):
+        if _fits(replace(candidate, options={**candidate.options, name: layers})):
+            return f"{name} {layers} of {candidate.model.layers + 1} layers would fit, the rest in RAM"
+    return None
 
 
 def _other_weights(candidate: Candidate, other: ModelFacts) -> str | None:

@@ -37,6 +37,13 @@ def value_bytes(dtype: str, *, model_dtype: str = "float16") -> float:
     return known
 
 
+def loaded_dtype(candidate: Candidate) -> str | None:
+    """What vLLM and SGLang cast unquantised weights to: as told, and float32 to 16 bits where they are told nothing."""
+    if candidate.dtype != "auto":
+        return candidate.dtype
+    return "float16" if candidate.model.dtype == "float32" and candidate.model.quantization is None else None
+
+
 def kv_bytes(groups: Iterable[AttentionGroup], *, value: float, ranks: int, tokens: int) -> float:
     """Bytes that one sequence of `tokens` takes on one rank where windows are honoured, states included."""
     total = 0.0

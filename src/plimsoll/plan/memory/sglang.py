@@ -14,7 +14,7 @@ from plimsoll.facts.model import ModelFacts
 from plimsoll.facts.sharding import weights_per_rank
 from plimsoll.facts.versions import in_range
 from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
-from plimsoll.plan.memory.common import flag_option, int_option, option, value_bytes
+from plimsoll.plan.memory.common import flag_option, int_option, loaded_dtype, option, value_bytes
 from plimsoll.plan.types import Candidate
 from plimsoll.units import GIB, MIB
 
@@ -111,7 +111,7 @@ def _weights(candidate: Candidate) -> tuple[int, ...]:
         pipeline=parallel.pipeline,
         expert=parallel.expert,
         attention_tensor=attention,
-        dtype=None if candidate.dtype == "auto" else candidate.dtype,
+        dtype=loaded_dtype(candidate),
         mtp=option(candidate, "speculative_algorithm") is not None,
     )
     copies = max(1, len(candidate.devices) // len(ranks))
@@ -189,7 +189,7 @@ def _token_bytes(candidate: Candidate) -> float:
     tensor = parallel.tensor
     if flag_option(candidate, "enable_dp_attention", default=False):
         tensor = max(1, tensor // max(1, parallel.data))
-    dtype = candidate.dtype if candidate.dtype != "auto" else model.dtype
+    dtype = loaded_dtype(candidate) or model.dtype
     value = value_bytes(candidate.kv_dtype, model_dtype=dtype)
     windows = in_range(candidate.engine.version, ">=0.4.7")
     total = 0.0

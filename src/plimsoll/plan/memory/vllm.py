@@ -14,7 +14,7 @@ from plimsoll.facts.rotary import rotary_cache_bytes
 from plimsoll.facts.sharding import weights_per_rank
 from plimsoll.facts.versions import in_range
 from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
-from plimsoll.plan.memory.common import flag_option, int_option, option, value_bytes
+from plimsoll.plan.memory.common import flag_option, int_option, loaded_dtype, option, value_bytes
 from plimsoll.plan.memory.vllm_cache import Pages, Paging, pages
 from plimsoll.plan.memory.vllm_profile import (
     CONTEXT_BYTES,
@@ -92,7 +92,7 @@ def _paging(candidate: Candidate) -> Paging:
     usual = 128 if vendor in ("cpu", "ascend") and is_v1(version) else 16
     if any(group.kind == "mla" for group in candidate.model.attention) and in_range(version, ">=0.7.3"):
         usual = 16 if vendor == "cpu" else 64
-    dtype = candidate.dtype if candidate.dtype != "auto" else candidate.model.dtype
+    dtype = loaded_dtype(candidate) or candidate.model.dtype
     kv_dtype = candidate.kv_dtype.lower()
     return Paging(
         version=version,
@@ -115,7 +115,7 @@ def _weights(candidate: Candidate) -> tuple[int, ...]:
         tensor=parallel.tensor,
         pipeline=parallel.pipeline,
         expert=parallel.expert,
-        dtype=None if candidate.dtype == "auto" else candidate.dtype,
+        dtype=loaded_dtype(candidate),
         mtp=str(option(candidate, "speculative_method", "spec_method") or "").endswith("mtp"),
     )
     offloaded = float(str(option(candidate, "cpu_offload_gb") or 0)) * GIB

@@ -180,7 +180,7 @@ def graphs(candidate: Candidate) -> Entry | None:
     shared = 100 * MIB
     if candidate.parallel.tensor > 1 and not is_v1(candidate.engine.version):
         # Buffers of the all-reduce, registered for each graph: 2.4 GiB logged for a 34B at TP 4.
-        shared += candidate.parallel.tensor * sizes * 7 * MIB
+        shared += min(candidate.parallel.tensor, 4) * sizes * 7 * MIB
     return Entry(
         name="graphs", bytes=sizes * each + shared, basis="assumed",
         source=f"{sizes} captured batch sizes x {each // MIB} MiB + {shared // MIB} MiB",
