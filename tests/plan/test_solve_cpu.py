@@ -18,10 +18,11 @@ def spec(*names, **settings):
     return Spec(models=tuple(Deployment(name=name, model=name, **settings) for name in names))
 
 
-def test_a_small_model_gets_sixteen_slots_of_a_usual_context():
+def test_a_small_model_gets_many_slots_of_a_usual_context():
     plan = solve(spec("small"), {"small": SMALL}, [host()], [engine()])
     chosen = plan.replicas[0].candidate
-    assert plan.fits and (chosen.sequences, chosen.context_tokens) == (16, 8192)
+    assert plan.fits and chosen.sequences >= 8 and chosen.context_tokens >= 4096
+    assert plan.replicas[0].ledger.devices[-1].of("kv_cache") <= host().ram_bytes / 24
 
 
 def test_what_is_stated_is_kept():
