@@ -345,6 +345,28 @@ def test_a_failing_replica_is_left_alone_and_probed_again() -> None:
     run(test())
 
 
+def test_a_crash_in_many_streams_is_one_failure_not_many() -> None:
+    async def crash(got: Got, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.1)
+        writer.transport.abort()
+
+    async def test() -> None:
+        async with standing(crash) as engine, gateway(upstream(engine.port)) as (front, _):
+            await asyncio.gather(*(ask(front.address, chat()) for _ in range(16)))
+            refused = await ask(front.address, chat())
+            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+
+    run(test())
+
+
+def test_an_engine_that_answers_500_is_alive() -> None:
+    async def test() -> None:
+        async with standing(says(sized(b"{}", "500 Oops"))) as engine, gateway(upstream(engine.port)) as (front, _):
+            assert [(await ask(front.address, chat())).status for _ in range(9)] == [500] * 9
+
+    run(test())
+
+
 def test_stopping_lets_work_end_and_then_cuts() -> None:
     async def slow(got: Got, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.2 if got.json.get("quick") else 20)

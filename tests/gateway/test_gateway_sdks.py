@@ -77,6 +77,36 @@ def test_openai() -> None:
     run(test())
 
 
+def test_openai_responses() -> None:
+    tool = {"type": "function", "name": "look", "parameters": {"type": "object", "properties": {}}}
+    said_before = [
+        {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+        {"type": "function_call", "call_id": "t1", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "t1", "output": "waves"},
+    ]
+
+    async def test() -> None:
+        async with standing(engine) as said, gateway(everything(said.port)) as (front, records):
+            url = "http://{}:{}/v1".format(*front.address)
+            async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+                whole = await client.responses.create(model="m", input=said_before, instructions="be brief")
+                assert (whole.output_text, whole.status, whole.usage.output_tokens) == ("Hello", "completed", 3)
+                sent = said.got[0].json["messages"]
+                assert [message["role"] for message in sent] == ["system", "user", "assistant", "tool"]
+                async with client.responses.stream(model="m", input="hi", tools=[tool]) as stream:
+                    kinds = [event.type async for event in stream]
+                    last = await stream.get_final_response()
+                assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+                assert [item.type for item in last.output] == ["reasoning", "message", "function_call"]
+                assert (last.output_text, last.output[2].arguments) == ("Hello", '{"at":"sea"}')
+                assert last.usage.total_tokens == 8
+                with pytest.raises(openai.BadRequestError, match="nothing is kept here"):
+                    await client.responses.create(model="m", input="hi", previous_response_id="resp_1")
+            assert [record.output_tokens for record in records[:2]] == [3, 3]
+
+    run(test())
+
+
 def test_anthropic() -> None:
     anthropic = pytest.importorskip("anthropic")
     tool = {"name": "look", "description": "looks", "input_schema": {"type": "object", "properties": {}}}

@@ -174,7 +174,7 @@ class Exchange:
         reply = self._reply
         if reply is None:
             if connection.status in _RETRY_STATUS and self._may_retry():
-                self._again()
+                self._again(failed=False)
                 return
             reply = self._reply = Reply(
                 self.client, self.request, self.request_id, connection, adapter=self._adapter, stream=self._stream,
@@ -208,7 +208,7 @@ class Exchange:
 
     def _finish(self, reply: Reply) -> None:
         self._status = reply.status
-        self._release(failed=reply.status >= 500, answered=True)
+        self._release(failed=False, answered=True)
         self._end("" if reply.status < 400 else f"the engine answered {reply.status}")
         self.client.answered(keep_alive=reply.framed and self.request.keep_alive)
 
@@ -220,14 +220,14 @@ class Exchange:
             self._attempts < self._gateway.settings.retries and self._lane is not None and len(self._lane.targets) > 1
         )
 
-    def _again(self) -> None:
+    def _again(self, *, failed: bool) -> None:
         """Ask for another slot; whatever goes wrong there ends the exchange."""
         lane = self._lane
         assert lane is not None  # noqa: S101
         self._attempts += 1
         self.avoid = self.target.upstream.name if self.target else ""
         self._reply = None
-        self._release(failed=True)
+        self._release(failed=failed, answered=not failed)
         try:
             lane.submit(self, self._gateway.now())
         except GatewayError as error:
@@ -247,7 +247,7 @@ class Exchange:
             else:
                 self.client.abort()  # a length was promised that cannot be kept
         elif self._attempts < self._gateway.settings.retries and status != 504:
-            self._again()
+            self._again(failed=True)
         else:
             self._release(failed=True)
             self._fail(error)

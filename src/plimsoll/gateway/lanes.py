@@ -83,10 +83,10 @@ class Target:
         self.running -= 1
         self.tokens -= tokens
         if failed:
-            self.failures += 1
-            if self.failures >= _OPEN_AFTER:
-                self.probing = False
-                self.open_until_s = now_s + min(_OPEN_S * 2 ** (self.failures - _OPEN_AFTER), _OPEN_MAX_S)
+            if self.failures < _OPEN_AFTER or self.probing:  # those sent before it was left alone say nothing new
+                self.failures += 1
+                self.open_until_s = now_s + min(_OPEN_S * 2.0 ** (self.failures - _OPEN_AFTER), _OPEN_MAX_S)
+            self.probing = False
         elif answered:
             self.failures = 0
             self.probing = False

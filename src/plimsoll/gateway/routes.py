@@ -8,6 +8,7 @@ from plimsoll.gateway.adapters import Adapt
 from plimsoll.gateway.embeddings import adapt_embeddings
 from plimsoll.gateway.messages import adapt_messages
 from plimsoll.gateway.rerank import adapt_rerank, adapt_score
+from plimsoll.gateway.responses import adapt_responses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +50,11 @@ _ROUTES = (
         also=(b"/v2/rerank", b"/cohere/v1/rerank", b"/cohere/v2/rerank", b"/v1/reranking"),
     ),
     Route(path=b"/v1/messages", tasks=_GENERATE, streams=True, adapt=adapt_messages, anthropic=True),
+    Route(path=b"/v1/responses", tasks=_GENERATE, streams=True, adapt=adapt_responses),
     *(
         Route(path=path, tasks=(), streams=True, required=True, default_model=True)
         for path in (
-            b"/v1/messages/count_tokens", b"/v1/responses", b"/tokenize", b"/detokenize", b"/v1/audio/transcriptions",
+            b"/v1/messages/count_tokens", b"/tokenize", b"/detokenize", b"/v1/audio/transcriptions",
             b"/v1/audio/translations", b"/v1/audio/speech", b"/v1/images/generations", b"/v1/moderations", b"/classify",
             b"/pooling", b"/infill", b"/apply-template",
         )
