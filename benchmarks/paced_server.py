@@ -4,8 +4,9 @@
 
 It answers /v1/chat/completions and /v1/completions as vLLM does: an empty role chunk at once, then one chunk per token,
 the first `ttft` after the request was read and each next one `itl` later (never "after the last write", so lateness
-does not add up), finish chunk, usage chunk, [DONE]. GET /stats tells how late its own writes were, and when answers
-ended, so that a generator's error is not confused with the server's. Pin it to a core of its own.
+does not add up), finish chunk, usage chunk, [DONE]. The first and the last token's text is when they were written, so
+that a generator's error is not taken for the server's own. GET /stats tells when answers ended. Pin it to a core of its
+own.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def choice(delta: dict[str, str], finish: str | None = None) -> list[dict[str, o
 
 ROLE = framed(event(choices=choice({"role": "assistant", "content": ""})))
 TOKEN = framed(event(choices=choice({"content": " token"})))
+STAMPED = framed(event(choices=choice({"content": f" @{0:016.6f}"}))).replace(b"@%016.6f" % 0, b"@%016.6f")
+"""A token whose text is when it was written, on a clock that all processes of the machine share."""
 
 
 @functools.cache
@@ -75,8 +78,6 @@ class Server:
         self.due: list[tuple[float, int, Stream]] = []
         self.order = 0
         self.reads: list[tuple[Stream, bytes, float]] = []
-        self.read_s: list[float] = []
-        self.first_late_s: list[float] = []
         self.ends_s: list[float] = []
         self.peak = 0
         self.live = 0
@@ -96,8 +97,7 @@ class Server:
                 self.take(stream, data, stamp_s)
             now = clock()
             while self.due and self.due[0][0] <= now:
-                deadline, _, stream = heapq.heappop(self.due)
-                self.token(stream, deadline)
+                self.token(heapq.heappop(self.due)[2])
 
     def accept(self) -> None:
         """Take the connections that wait."""
@@ -151,7 +151,6 @@ class Server:
         if b'"stream":true' not in body.replace(b": ", b":"):
             self.whole(stream)
             return
-        self.read_s.append(now)
         self.live += 1
         self.peak = max(self.peak, self.live)
         if self.ttft_s or self.itl_s:
@@ -168,15 +167,13 @@ class Server:
         self.order += 1
         heapq.heappush(self.due, (deadline, self.order, stream))
 
-    def token(self, stream: Stream, deadline: float) -> None:
+    def token(self, stream: Stream) -> None:
         """Write one token that is due."""
         if not stream.open:
             self.live -= 1
             return
-        if stream.sent == 0:
-            self.first_late_s.append(clock() - deadline)
         stream.sent += 1
-        self.write(stream, TOKEN)
+        self.write(stream, STAMPED % ((clock(),) * 2) if stream.sent in (1, stream.tokens) else TOKEN)
         if stream.sent < stream.tokens:
             self.plan(stream, stream.start_s + self.ttft_s + stream.sent * self.itl_s)
         else:
@@ -200,9 +197,8 @@ class Server:
     def other(self, stream: Stream, head: bytes) -> None:
         """GET routes."""
         if b"/stats" in head:
-            answer: dict[str, object] = {"first_late_s": self.first_late_s, "read_s": self.read_s}
-            answer |= {"ends_s": self.ends_s, "peak_streams": self.peak}
-            self.first_late_s, self.read_s, self.ends_s, self.peak = [], [], [], 0
+            answer: dict[str, object] = {"ends_s": self.ends_s, "peak_streams": self.peak}
+            self.ends_s, self.peak = [], 0
         elif b"/models" in head:
             answer = {"object": "list", "data": [{"id": "paced", "object": "model", "max_model_len": 32768}]}
         else:

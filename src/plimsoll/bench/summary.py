@@ -123,7 +123,8 @@ def summarise(run: Run, *, concurrency: int | None = None, slo: Slo | None = Non
         goodput_per_s=None if slo is None else sum(1 for row in ended if slo.met(row)) / window_s,
         slo_share=None if slo is None or not measured else sum(slo.met(row) for row in measured) / len(measured),
         invalid=tuple(_faults(run, good, lag_s, in_flight, concurrency)),
-        notes=tuple(_notes(run, good)) + (_backlog(offered, len(ended) / window_s) if concurrency is None else ()),
+        notes=tuple(_notes(run, good))
+        + (_backlog(good, offered, len(ended) / window_s) if concurrency is None else ()),
     )
 
 
@@ -163,8 +164,12 @@ def _notes(run: Run, good: Sequence[Row]) -> Iterable[str]:
         yield f"{cached / prompt:.0%} of the prompt tokens came from the prefix cache"
 
 
-def _backlog(offered: float, ended: float) -> tuple[str, ...]:
-    if ended >= KEEPS_UP_SHARE * offered:
+def _backlog(good: Sequence[Row], offered: float, ended: float) -> tuple[str, ...]:
+    """Whether the queue grew: fewer answers than arrivals, and the last third waits half as long again as the first."""
+    third = len(good) // 3
+    waits_s = [row.e2e_s for row in sorted(good, key=lambda row: row.intended_s)]
+    grew = third > 0 and quantiles(waits_s[-third:]).p50 > 1.5 * quantiles(waits_s[:third]).p50
+    if not grew or ended >= KEEPS_UP_SHARE * offered:
         return ()
     return (
         f"the server did not keep up: {offered:.1f} requests/s came, {ended:.1f} were answered; "
