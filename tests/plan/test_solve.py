@@ -49,7 +49,7 @@ def test_a_model_too_large_for_one_card_is_cut():
 def test_hosts_alike_are_joined_by_pipeline():
     cards = tuple(gpu("RTX 3090", memory=round(23.58 * GIB), index=i) for i in range(8))
     hosts = [host(name=f"h{i}", ram=377 * GIB, devices=cards) for i in range(4)]
-    big = model(layers=64, hidden=8192, wide=24576, heads=64, vocab=129280, format="safetensors", value=7)
+    big = model(layers=64, hidden=8192, wide=24576, heads=64, vocab=129280, format="safetensors", value=6)
     plan = solve(spec("m", context=4096, concurrency=1), {"m": big}, hosts,
                  [engine("vllm", version="0.21.0", vendors=("nvidia",), multi_node=True)])  # fmt: skip
     chosen = plan.replicas[0].candidate

@@ -17,9 +17,9 @@ from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
 from plimsoll.plan.memory.common import flag_option, int_option, loaded_dtype, option, value_bytes
 from plimsoll.plan.memory.vllm_cache import Pages, Paging, pages
 from plimsoll.plan.memory.vllm_profile import (
-    CONTEXT_BYTES,
     accounting_version,
     activation_peak,
+    context_bytes,
     counts_whole_device,
     default_batched_tokens,
     default_share,
@@ -175,7 +175,7 @@ def _before_cache(candidate: Candidate, rank: int, weights: int, paging: Paging)
     if not whole and device.vendor not in ("cpu", "ascend"):
         entries.append(
             Entry(
-                name="context", bytes=CONTEXT_BYTES, basis="assumed", inside=False,
+                name="context", bytes=context_bytes(version), basis="assumed", inside=False,
                 source="CUDA context and kernels: the version counts growth after it only",
             )
         )  # fmt: skip
@@ -202,7 +202,7 @@ def _late_bytes(candidate: Candidate) -> int:
     """What several ranks take after the profile run: 1.37 GiB over the share logged at TP 8, context included; a
     pipeline over hosts that ran at a share of 0.90 and not at 0.93 of 24 GB."""
     parallel = candidate.parallel
-    late = parallel.tensor * GIB * 6 // 100 if parallel.tensor > 1 else 0
+    late = min(parallel.tensor, 8) * GIB * 6 // 100 if parallel.tensor > 1 else 0
     return late + (GIB if candidate.nodes > 1 and parallel.pipeline > 1 else 0)
 
 

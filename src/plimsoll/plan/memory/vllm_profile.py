@@ -23,11 +23,19 @@ FILTERING_SAMPLER = 14.0
 """The same where a Triton kernel filters in place (0.18 and later): bf16 and f32 logits, probabilities, noise."""
 CONTEXT_BYTES = round(0.35 * GIB)
 """CUDA context and loaded kernels of one process; what "non-torch" comes to where it is counted whole (0.33, 0.35)."""
+CONTEXT_BYTES_NOW = round(0.5 * GIB)
+"""The same with today's CUDA: a card of 23.6 GiB ran out of memory at a share of 0.98 and did not at 0.97; 0.6 GiB
+are gone of an H100 before SGLang loads."""
 ENCODER_BYTES = round(3.5 * GIB)
 """Profiling of images by V0, beside the text: 3.5 (twice) and about 4 GiB for Qwen2.5-VL-7B, 2.5 at 2,048 tokens."""
 ENCODER_BYTES_V1 = round(1.5 * GIB)
 """The same by V1, which profiles the encoder apart: two logged caches of Qwen3.6 leave about 1.5 GiB."""
 _POOLED = ("embed", "rerank", "classify")
+
+
+def context_bytes(version: str) -> int:
+    """CUDA context of one process."""
+    return CONTEXT_BYTES_NOW if in_range(version, ">=0.9") else CONTEXT_BYTES
 
 
 def default_share(version: str) -> float:
@@ -179,8 +187,8 @@ def graphs(candidate: Candidate) -> Entry | None:
     each = 16 * MIB * (3 if candidate.model.moe else 1)
     shared = 100 * MIB
     if candidate.parallel.tensor > 1 and not is_v1(candidate.engine.version):
-        # Buffers of the all-reduce, registered for each graph: 2.4 GiB logged for a 34B at TP 4.
-        shared += min(candidate.parallel.tensor, 4) * sizes * 7 * MIB
+        # Buffers of the all-reduce, registered for each graph: 1.46 GiB logged at TP 2, 2.41 at TP 4.
+        shared += min(candidate.parallel.tensor, 4) * sizes * 11 * MIB
     return Entry(
         name="graphs", bytes=sizes * each + shared, basis="assumed",
         source=f"{sizes} captured batch sizes x {each // MIB} MiB + {shared // MIB} MiB",
