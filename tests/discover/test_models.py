@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,36 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
         find_model(str(tmp_path / "none.gguf"))
     with pytest.raises(FactError, match="holds no model"):
         find_model(str(tmp_path))
+
+
+CONFIG = {
+    "architectures": ["BertModel"], "model_type": "bert", "hidden_size": 8, "intermediate_size": 16,
+    "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 32, "max_position_embeddings": 16,
+    "type_vocab_size": 2, "torch_dtype": "float32",
+}  # fmt: skip
+
+
+def test_a_directory_as_downloaded_from_a_hub(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    derived = find_model(str(tmp_path))
+    assert (derived.task, derived.format, derived.files) == ("embed", "safetensors", ())
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(100))
+    assert find_model(str(tmp_path)).format == "pytorch"
+    header = json.dumps({"embeddings.word_embeddings.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}})
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(16))
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    stored = find_model("org/name", path=tmp_path)
+    assert (stored.weight_bytes, stored.chat_template, stored.format) == (16, True, "safetensors")
+
+
+def test_a_directory_that_lacks_a_weight_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(FactError, match="lacks 2 of 2 weight files"):
+        find_model(str(tmp_path))
+
+
+def test_a_path_that_is_not_here_is_known_by_its_name() -> None:
+    """A plan for other machines names paths of theirs."""
+    assert find_model("/root/qwen/Qwen-72B-Chat-Int4").quantization is not None

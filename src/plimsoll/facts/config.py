@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plimsoll.errors import FactError
-from plimsoll.facts.architectures import build
-from plimsoll.facts.architectures.keys import Keys
-from plimsoll.facts.architectures.shapes import Weight
+from plimsoll.facts.architectures import Built, build, knows
+from plimsoll.facts.architectures.decoder import Style, caches
+from plimsoll.facts.architectures.keys import Keys, every
+from plimsoll.facts.architectures.shapes import Shapes, Weight
 from plimsoll.facts.model import ModelFacts, Task, TensorClass, merge_groups
 from plimsoll.facts.quantization import Packing, Scheme, read_scheme
+from plimsoll.facts.safetensors import SafetensorsHeader
 from plimsoll.facts.sharding import FLOATS
+from plimsoll.facts.stored import classes_of
 
 _DTYPES = {"half": "float16", "float": "float32", "torch.float16": "float16", "torch.bfloat16": "bfloat16"}
 
@@ -22,23 +25,35 @@ def facts_from_config(
     id: str,
     source: str,
     quantization: Mapping[str, Any] | None = None,
+    headers: Sequence[SafetensorsHeader] = (),
     files: tuple[tuple[str, int], ...] = (),
     chat_template: bool | None = None,
 ) -> ModelFacts:
     """Facts of a model in the Hugging Face layout; FactError where config.json lacks a key or is of no known family.
 
     `quantization`: the contents of hf_quant_config.json, where there is one.
+    `headers`: of all the model's safetensors files. They decide what the weights take; with them an architecture
+    that is not known is taken to cache like Llama, and `source` says so.
     `chat_template`: whether the tokenizer has one; judged by the name when not known.
     """
     if not isinstance(config, Mapping):
         raise FactError("config.json does not hold an object", hint="Fetch it again.", source=source)
     whole = Keys(config, source=source)
     text = text_keys(whole)
-    built = build(whole, text)
+    known = knows(whole, text) or not headers
+    built = build(whole, text) if known else Built(shapes=_plain_cache(text))
     shapes = built.shapes
+    if not known:
+        source = f"{source}; {architecture_of(whole)} is not known: its cache is taken to be Llama's"
     dtype = _dtype(whole, text)
     scheme = read_scheme(_quantization_config(whole, text, quantization), source=source)
     task = _task(whole, id=id, encoder=built.encoder)
+    if headers:
+        bits = scheme.facts.bits if scheme else 16
+        tensors = classes_of(headers, layers=text.layers, kv_heads=text.kv_heads, bits=bits)
+        files = files or tuple((header.name, header.size) for header in headers)
+    else:
+        tensors = tuple(part for weight in shapes.weights for part in _stored(weight, scheme, dtype))
     return ModelFacts(
         id=id,
         architecture=architecture_of(whole),
@@ -51,20 +66,29 @@ def facts_from_config(
         head_dim=text.head_dim if text.heads else 0,
         vocab_size=text.vocab,
         max_context_tokens=text.context,
-        tied_embeddings=not built.encoder and not any(weight.name == "lm_head" for weight in shapes.weights),
+        tied_embeddings=not built.encoder and not any(part.role == "lm_head" for part in tensors),
         dtype=dtype,
         format="safetensors",
         attention=merge_groups(shapes.groups),
-        tensors=tuple(part for weight in shapes.weights for part in _stored(weight, scheme, dtype)),
+        tensors=tensors,
         source=source,
         moe=shapes.moe,
         quantization=scheme.facts if scheme else None,
         files=files,
         chat_template=_has_chat_template(id) if chat_template is None else chat_template,
         remote_code=whole.has("auto_map"),
-        multimodal=any(weight.role == "vision" for weight in shapes.weights) or whole.has("vision_config"),
+        multimodal=any(part.role == "vision" for part in tensors) or whole.has("vision_config"),
         config=_scalars(config, text),
     )
+
+
+def _plain_cache(text: Keys) -> Shapes:
+    """What a decoder with plain attention caches; its weights come from elsewhere."""
+    shapes = Shapes()
+    at = every(text.layers)
+    dim = text.head_dim
+    shapes.cache(caches(text, Style(), at, heads=text.heads, kv_heads=text.kv_heads, head_dim=dim, value_dim=dim))
+    return shapes
 
 
 def text_keys(whole: Keys) -> Keys:

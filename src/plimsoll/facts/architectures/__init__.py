@@ -48,6 +48,12 @@ class Built:
     encoder: bool = False
 
 
+def knows(whole: Keys, text: Keys) -> bool:
+    """Whether `build` knows the model's family."""
+    kind = str(text.get("model_type") or whole.get("model_type") or "")
+    return kind in ENCODERS or kind in _DECODERS
+
+
 def build(whole: Keys, text: Keys) -> Built:
     """Shapes of the model that config.json (`whole`, its language part `text`) describes; FactError if not known."""
     kind = str(text.get("model_type") or whole.get("model_type") or "")

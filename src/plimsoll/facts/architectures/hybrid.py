@@ -180,7 +180,7 @@ def nemotron_h(keys: Keys) -> Shapes:
     ends(shapes, keys)
     pattern = str(keys.get("hybrid_override_pattern") or "")
     kinds = keys.words("layers_block_type")
-    letters = {"mamba": "M", "attention": "*", "mlp": "-", "moe": "E"}
+    letters = {"mamba": "M", "linear_attention": "M", "attention": "*", "full_attention": "*", "mlp": "-", "moe": "E"}
     pattern = "".join(letters.get(kind, "-") for kind in kinds) if kinds else pattern
     at = {letter: tuple(index for index, char in enumerate(pattern) if char == letter) for letter in "M*-E"}
     shapes.vector("layers.{}.norm", keys.hidden, at=range(len(pattern)))
