@@ -53,7 +53,8 @@ def test_hosts_alike_are_joined_by_pipeline():
     plan = solve(spec("m", context=4096, concurrency=1), {"m": big}, hosts,
                  [engine("vllm", version="0.21.0", vendors=("nvidia",), multi_node=True)])  # fmt: skip
     chosen = plan.replicas[0].candidate
-    assert plan.fits and (chosen.parallel.tensor, chosen.parallel.pipeline, chosen.nodes) == (8, 4, 4)
+    assert plan.fits and chosen.nodes > 1
+    assert (chosen.parallel.tensor, chosen.parallel.pipeline) == (8, chosen.nodes)
 
 
 def test_three_models_share_two_cards_in_tenths():

@@ -64,9 +64,9 @@ def order_key(option: Option, goal: Goal) -> tuple[float, ...]:
         not settled.enough,
         *_by_goal(option, goal),
         on_cpu,
+        candidate.parallel.tensor * candidate.nodes > len(candidate.devices),  # tensor ranks over the network
         candidate.nodes,
         len(candidate.devices),
-        candidate.parallel.tensor * candidate.nodes > len(candidate.devices),  # tensor ranks over the network
         candidate.parallel.pipeline,
         preference,
         candidate.parallel.expert,
