@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from plimsoll.gateway.table import Upstream
 
+MALFORMED = (AttributeError, KeyError, IndexError, TypeError, ValueError)
+"""What an adapter raises by walking into a body that is not of the form it should be (ValueError: not even JSON)."""
+
 
 class Events(Protocol):
     """Translates one stream."""

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from plimsoll.errors import GatewayError
+from plimsoll.gateway.adapters import MALFORMED
 from plimsoll.gateway.answers import JSON
 from plimsoll.gateway.bodies import Form, ask_usage, read_body, set_model, wants_usage
 from plimsoll.gateway.reply import Reply
@@ -86,7 +87,14 @@ class Exchange:
         self.model, lane = self._gateway.lane(name, self.route)
         self._lane = lane
         if self.route.adapt is not None and lane.targets:
-            self._adapter = self.route.adapt(self.body, content, lane.targets[0].upstream)
+            try:
+                self._adapter = self.route.adapt(self.body, content, lane.targets[0].upstream)
+            except MALFORMED as error:
+                raise GatewayError(
+                    f"The body is not of the form that {self.route.name} takes ({error}).",
+                    status=400,
+                    kind="invalid_request_error",
+                ) from error
         if self.route.streams:
             self._stream = content.get("stream") is True
         limit = content.get("max_completion_tokens") or content.get("max_tokens")
@@ -184,8 +192,11 @@ class Exchange:
         try:
             reply.feed(data, complete=complete)
         except GatewayError as error:
-            self._release(failed=False, answered=True)
-            self._fail(error)
+            if reply.begun:
+                self._broken(error.message.rstrip("."), status=error.status)
+            else:
+                self._release(failed=False, answered=True)
+                self._fail(error)
             return
         except EOFError:
             self._broken("the engine closed the connection in the middle of its answer", status=503)

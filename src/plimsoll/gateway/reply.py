@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import orjson
-
 from plimsoll.errors import GatewayError
 from plimsoll.gateway import answers
+from plimsoll.gateway.adapters import MALFORMED
 from plimsoll.gateway.bodies import is_event_stream
 from plimsoll.gateway.sse import EventTap, event_json, find_counts, split_events
 
@@ -131,8 +130,8 @@ class Reply:
         elif self._adapter is not None:
             try:
                 data = self._adapter.answer(data)
-            except orjson.JSONDecodeError as error:
-                raise GatewayError(f"The engine's answer is not JSON: {error}.", status=502) from error
+            except MALFORMED as error:
+                raise _not_as_expected(error) from error
         self._client.write(self._head(b"content-length: %d\r\n" % len(data)) + data)
 
     def _hold(self, data: bytes) -> None:
@@ -175,5 +174,12 @@ class Reply:
 
 def _translate(events: Events, data: bytes, *, complete: bool) -> bytes:
     contents = (event_json(event) for event in split_events(data))
-    out = b"".join(events.event(content) for content in contents if content is not None)
-    return out + events.end() if complete else out
+    try:
+        out = b"".join(events.event(content) for content in contents if content is not None)
+        return out + events.end() if complete else out
+    except MALFORMED as error:
+        raise _not_as_expected(error) from error
+
+
+def _not_as_expected(error: Exception) -> GatewayError:
+    return GatewayError(f"The engine's answer is not of the form that is expected of it ({error}).", status=502)
