@@ -76,6 +76,9 @@ def settle(candidate: Candidate) -> Settled:
     """
     choices = tuple(_choices(candidate))
     least = _at(candidate, *choices[-1])
+    if not least.fits and (share := _share_with_room(least)) is not None:
+        candidate = replace(candidate, memory_share=share)
+        least = _at(candidate, *choices[-1])
     if not least.fits:
         return least
     second: Settled | None = None
@@ -86,6 +89,21 @@ def settle(candidate: Candidate) -> Settled:
         if settled.fits and second is None:
             second = settled
     return second or least
+
+
+def _share_with_room(settled: Settled) -> float | None:
+    """The largest share, in hundredths, that leaves room for what lies outside of it, where the engine's own default
+    does not; None where the share is given, or is not what is wrong."""
+    candidate = settled.candidate
+    if not books_all(candidate) or candidate.memory_share is not None:
+        return None
+    parts = []
+    for device in settled.ledger.devices:
+        if device.used_bytes <= device.total_bytes:
+            continue
+        outside = sum(entry.bytes for entry in device.entries if not entry.inside)
+        parts.append(1 - outside / device.total_bytes)
+    return int(min(parts) * 100) / 100 if parts and min(parts) > 0.05 else None
 
 
 def _at(candidate: Candidate, context: int, sequences: int) -> Settled:

@@ -83,7 +83,7 @@ def solve(
     if len(order) > 1 and not _settled_well(chosen, hosts):
         shares = _shares(order, hosts, problem)
         together = _place_all(order, hosts, problem, shares=shares) if shares else chosen
-        if _score(together) < _score(chosen):
+        if _score(together) <= _score(chosen):
             chosen = together
     return _plan(spec, chosen, hosts, problem)
 
@@ -195,9 +195,15 @@ def _least_ram(deployment: Deployment, hosts: Sequence[Host], problem: _Problem)
 
 
 def _settled_well(chosen: Sequence[_Choice], hosts: Sequence[Host]) -> bool:
-    """Whether everything runs, and nothing was pushed off accelerators that are there."""
+    """Whether everything runs, nothing was pushed off accelerators that are there, and no two share one of them."""
     cards = any(host.devices for host in hosts)
-    return all(
+    used = [
+        (choice.option.settled.candidate.host.name, device.index)
+        for choice in chosen
+        for device in choice.option.settled.candidate.devices
+        if device.vendor != "cpu"
+    ]
+    return len(used) == len(set(used)) and all(
         choice.option.runs and (not cards or choice.option.settled.candidate.devices[0].vendor != "cpu")
         for choice in chosen
     )
