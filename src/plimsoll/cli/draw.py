@@ -109,7 +109,9 @@ def _distinct(devices: Sequence[DeviceLedger]) -> list[DeviceLedger]:
 
 
 def _ledger_lines(device: DeviceLedger) -> list[str]:
-    rows = [(entry.name, format_bytes(entry.bytes), entry.basis, entry.source) for entry in device.entries]
+    rows: list[tuple[str, ...]] = [
+        (entry.name, format_bytes(entry.bytes), entry.basis, entry.source) for entry in device.entries
+    ]
     left = f"of {format_bytes(device.limit_bytes)} that may be used, {format_bytes(device.total_bytes)} in all"
     rows.append(("left", format_bytes(device.free_bytes), "", left))
     return lines_of((device.device, "memory", "basis", "from"), rows, indent="  ")
