@@ -21,6 +21,7 @@ from plimsoll.errors import FactError
 from plimsoll.facts.config import facts_from_config
 from plimsoll.facts.gguf_mix import FILE_MIXES, quantized_to_gguf
 from plimsoll.facts.model import ModelFacts
+from plimsoll.facts.quantization import read_scheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,29 +142,49 @@ def find(ref: str, *, form: str | None = None) -> Entry | None:
     """The entry for a name, with or without organisation and in any case, or None.
 
     `form`: how the weights are stored, where the name alone does not say: `awq`, `gptq-int4`, `fp8`, `bnb-4bit`,
-    `bf16` ..., or `gguf-Q4_K_M`. A name that is quantized already keeps its own way unless `bf16` or GGUF is asked for.
+    `bf16` ..., or `gguf-Q4_K_M`. A checkpoint that is of as many bits already keeps its own way.
     """
     exact = _index().get(ref.strip().lower())
     found = _entry(*exact) if exact is not None else _find(_key(ref), ref)
     if found is None or not form:
         return found
     wanted = _key(form)
-    mix = _MIXES.get(wanted.removeprefix("gguf-").removesuffix("-l"), _MIXES.get(wanted.removeprefix("gguf-")))
-    if wanted.startswith("gguf-"):
-        if mix is None:
-            return None
-        large = "_L" if wanted.endswith("-l") and wanted.removeprefix("gguf-") not in _MIXES else ""
-        return _as_gguf(found, mix + large, id=ref)
+    if mix := _mix(wanted):
+        return _as_gguf(found, mix, id=ref)
     scheme = next((name for pattern, name in _SUFFIX if pattern.match(f"x-{wanted}")), None)
-    if scheme == "none" or (scheme and not _is_quantized(found)):
-        return _quantized(found, scheme, id=ref)
-    return found
+    own = _own_bits(found)
+    if scheme is None or (own is None if scheme == "none" else own and (own < 6) == (_bits(SCHEMES[scheme]) < 6)):
+        return found
+    return _quantized(found, scheme, id=ref)
 
 
-def _is_quantized(entry: Entry) -> bool:
+def _mix(form: str) -> str | None:
+    """The GGUF type that a form names: `gguf-q4-k-m`, or `q4-k-m` alone where nothing else is called so."""
+    bare = form.removeprefix("gguf-")
+    if bare == form and bare in ("f32", "f16", "bf16", "mxfp4", "nvfp4"):
+        return None
+    large = bare not in _MIXES and bare.endswith("-l")
+    mix = _MIXES.get(bare.removesuffix("-l") if large else bare)
+    if mix is None and bare != form:
+        raise FactError(
+            f"what a GGUF of type {bare} holds is not known",
+            hint="Name the file: its header tells.",
+            source="catalogue",
+        )
+    return f"{mix}_L" if mix and large else mix
+
+
+def _own_bits(entry: Entry) -> float | None:
+    """Bits per weight of the checkpoint as the name has it; None when it is not quantized."""
     text = entry.config.get("text_config")
     parts = (entry.config, text) if isinstance(text, Mapping) else (entry.config,)
-    return entry.gguf is not None or any("quantization_config" in part for part in parts)
+    found = [part["quantization_config"] for part in parts if "quantization_config" in part]
+    return _bits(_unfolded({"quantization_config": found[0]})["quantization_config"]) if found else None
+
+
+def _bits(quantization: Mapping[str, Any]) -> float:
+    scheme = read_scheme(quantization, source="catalogue")
+    return scheme.facts.bits if scheme else 16
 
 
 def _as_gguf(base: Entry, mix: str, *, id: str) -> Entry:
