@@ -125,7 +125,7 @@ def accuracy() -> None:
     print("   c  TTFT seen: mean   p99  error: mean   p99 ms  ITL seen   error   req/s  streams  CPU")
     with server(100, 20):
         for concurrency in (1, 32, 256):
-            m = ours("watch", concurrency, max(60, 4 * concurrency), 10 if concurrency == 1 else 50)
+            m = ours("watch", concurrency, max(150, 4 * concurrency), 5 if concurrency == 1 else 50)
             good = m["ttft_error_mean_ms"] <= 1 and m["ttft_error_p99_ms"] <= 5 and abs(m["itl_error"]) <= 0.005
             print(
                 f"{concurrency:4d}  {m['ttft_mean_ms']:15.2f} {m['ttft_p99_ms']:6.2f}  {m['ttft_error_mean_ms']:11.2f}"

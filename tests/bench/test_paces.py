@@ -184,6 +184,7 @@ def test_repeats_go_round_and_show_their_spread() -> None:
     assert [len(level.repeats) for level in levels] == [3, 3]
     assert levels[0].spread is not None
     assert level_json(levels[0])["spread_of_repeats"] == levels[0].spread
+    assert "spread" in table_lines(levels)[0]
 
 
 @pytest.mark.parametrize("pace", [Closed(concurrency=5), Arrivals(rate_per_s=40.0, pattern="constant")])

@@ -10,7 +10,7 @@ import made
 import pytest
 
 from plimsoll.bench.arrivals import Arrivals
-from plimsoll.bench.compare import caveats, compare
+from plimsoll.bench.compare import caveats, compare, lines
 from plimsoll.bench.formats import from_aiperf, from_vllm, to_aiperf, to_vllm
 from plimsoll.bench.processes import Closed, Replay
 from plimsoll.bench.records import Record, from_json, make_record, to_json, unpack, unpack_run
@@ -87,6 +87,7 @@ def test_a_slower_server_is_seen_as_worse_with_its_interval() -> None:
     tpot = found["TPOT mean"]
     assert tpot.ratio == pytest.approx(1.2, rel=0.02)
     assert tpot.ratio_low < 1.2 < tpot.ratio_high
+    assert "+20" in next(line for line in lines([tpot]) if "worse" in line)
     assert tpot.worse_by(0.1)
     assert not tpot.worse_by(0.5)
     assert not found["TTFT mean"].seen

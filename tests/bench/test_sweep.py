@@ -111,6 +111,7 @@ def test_embeddings_and_rerank_have_no_tokens_but_times() -> None:
     levels, seen = run(lambda *_: answer(200, {"data": [1], "usage": {"prompt_tokens": 9}}), (2,), route="embeddings")
     assert levels[0].summary.e2e_s.count == 4
     assert levels[0].summary.prompt_tokens == 36
+    assert table_lines(levels)[0].split("  ")[1:] == ["requests/s", "prompt tokens/s", "e2e p50", "e2e p99", "failed"]
     levels, seen = run(lambda *_: answer(200, {"results": [1]}), (2,), route="rerank")
     assert levels[0].summary.errors == {}
     assert len(seen[-1][1]["documents"]) == 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from plimsoll.bench.records import Record, RecordedLevel, unpack_run
 from plimsoll.bench.row import Row
 from plimsoll.bench.stats import quantile
 from plimsoll.errors import BenchError
+from plimsoll.units import format_seconds
 
 _RESAMPLES = 1000
 _RESAMPLES_SORTED = 200
@@ -96,6 +97,19 @@ def compare(a: Record, b: Record, *, seed: int = 0) -> tuple[Difference, ...]:
         )
     rng = random.Random(seed)  # noqa: S311
     return tuple(found for x, y in pairs for found in _compare_level(x, y, rng))
+
+
+def lines(differences: Sequence[Difference]) -> list[str]:
+    """One line for each: pace, metric, both values, B over A with its interval, verdict."""
+    return [
+        f"{d.pace:>6}  {d.metric:<10}  {_value(d.a, d.unit):>10}  {_value(d.b, d.unit):>10}  "
+        f"{d.ratio - 1:+7.1%} ({d.ratio_low - 1:+.1%} to {d.ratio_high - 1:+.1%})  {d.verdict}"
+        for d in differences
+    ]
+
+
+def _value(value: float, unit: str) -> str:
+    return format_seconds(value) if unit == "s" else f"{value:.1f}/s"
 
 
 def caveats(a: Record, b: Record) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from plimsoll.bench.pictures import draw, svg
 from plimsoll.bench.records import Record, RecordedLevel, to_level
-from plimsoll.bench.report import HEADER, remarks, table_cells
+from plimsoll.bench.report import columns, remarks, table_cells
 
 _CAPTIONS = {
     "speed": "Speed against requests at once. Grey: what the plan said before anything ran.",
@@ -53,7 +53,7 @@ def to_html(record: Record) -> str:
 
 
 def _table(levels: Sequence[RecordedLevel]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in HEADER)
+    head = "".join(f"<th>{_text(name)}</th>" for name in (columns(to_level(levels[0])) if levels else ()))
     cells = ("".join(f"<td>{_text(cell)}</td>" for cell in table_cells(to_level(level))) for level in levels)
     rows = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"

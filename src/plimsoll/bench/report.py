@@ -12,24 +12,45 @@ from plimsoll.bench.summary import Summary
 HEADER = (
     "concurrency", "tokens/s per request", "tokens/s total", "TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "failed",
 )  # fmt: skip
+"""Of answers made of tokens, without a service level and without repeats."""
+
+
+def columns(level: Level) -> dict[str, str]:
+    """One level's cells by the name of their column; times say their unit. Levels of one measurement have the same."""
+    s = level.summary
+    cells = {"concurrency" if level.concurrency is not None else "arrivals": level.label + ("" if s.valid else " !")}
+    if s.output_tokens or s.ttft_s.count:
+        cells |= {
+            "tokens/s per request": f"{s.tokens_per_s_request:.1f}",
+            "tokens/s total": f"{s.tokens_per_s:.1f}",
+            "TTFT p50": _ms(s.ttft_s.p50, s.ttft_s),
+            "TTFT p99": _ms(s.ttft_s.p99, s.ttft_s),
+            "TPOT p50": _ms(s.tpot_s.p50, s.tpot_s),
+            "TPOT p99": _ms(s.tpot_s.p99, s.tpot_s),
+        }
+    else:
+        cells |= {
+            "requests/s": f"{s.requests_per_s:.1f}",
+            "prompt tokens/s": f"{s.prompt_tokens / s.wall_s:.0f}" if s.prompt_tokens and s.wall_s else "-",
+            "e2e p50": _ms(s.e2e_s.p50, s.e2e_s),
+            "e2e p99": _ms(s.e2e_s.p99, s.e2e_s),
+        }
+    if s.goodput_per_s is not None and s.slo_share is not None:
+        cells |= {"goodput/s": f"{s.goodput_per_s:.2f}", "SLO met": f"{s.slo_share:.0%}"}
+    if level.spread is not None:
+        cells["spread"] = f"{level.spread:.1%}"
+    return cells | {"failed": str(s.failed)}
 
 
 def table_cells(level: Level) -> tuple[str, ...]:
-    """One level's cells under HEADER; times are in milliseconds and say so."""
-    s = level.summary
-    return (
-        level.label + ("" if s.valid else " !"),
-        f"{s.tokens_per_s_request:.1f}",
-        f"{s.tokens_per_s:.1f}",
-        *(_ms(value, of) for of in (s.ttft_s, s.tpot_s) for value in (of.p50, of.p99)),
-        str(s.failed),
-    )
+    """One level's cells, in the order of `columns`."""
+    return tuple(columns(level).values())
 
 
 def table_lines(levels: Sequence[Level]) -> list[str]:
-    """The sweep's table, right-aligned, with what makes a level invalid and what to know below it."""
-    rows = [HEADER, *(table_cells(level) for level in levels)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    """The table, right-aligned, with what makes a level invalid and what to know below it."""
+    rows = [tuple(columns(levels[0])), *(table_cells(level) for level in levels)] if levels else []
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return lines + remarks(levels)
 
@@ -71,7 +92,29 @@ def level_json(level: Level) -> dict[str, Any]:
         "notes": [*level.notes, *level.summary.notes],
         "generator_cpu_share": level.run.generator.cpu_share,
         "generator_timer_lag_s": level.run.generator.timer_lag_s,
+        "machine": machine_json(level),
     }
+
+
+def machine_json(level: Level) -> dict[str, float | None]:
+    """What this machine did meanwhile; None: not sampled, or not told. It is the server's only where both are one."""
+    samples = level.samples
+    watts = [sample.power_w for sample in samples if sample.power_w is not None]
+    rate = level.summary.tokens_per_s
+    power_w = sum(watts) / len(watts) if watts else None
+    return {
+        "cpu_share_mean": _mean([sample.cpu_share for sample in samples]),
+        "gpu_share_mean": _mean([share for sample in samples for share in sample.gpu_share]),
+        "ram_used_bytes_max": max((sample.ram_used_bytes for sample in samples), default=None),
+        "processes_bytes_max": max((s.processes_bytes for s in samples if s.processes_bytes is not None), default=None),
+        "gpu_used_bytes_max": max((used for sample in samples for used in sample.gpu_used_bytes), default=None),
+        "power_w_mean": power_w,
+        "joule_per_output_token": power_w / rate if power_w is not None and rate else None,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def summary_json(s: Summary) -> dict[str, Any]:
