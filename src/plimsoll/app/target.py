@@ -34,16 +34,21 @@ def spec_of(target: str | None, overrides: Overrides) -> Spec:
     """The spec for a target. SpecError if the file is wrong or the target is none of the kinds known."""
     if target is None:
         spec = _single(DEFAULT_NAME, DEFAULT_MODEL)
-    elif target.lower().endswith((".yaml", ".yml", ".json")):
+    elif is_spec_file(target):
         spec = load_spec(Path(target))
     else:
         spec = _single(_name_of(target), target)
     return _override(spec, overrides)
 
 
+def is_spec_file(target: str) -> bool:
+    """Whether the target names a spec, by its suffix."""
+    return target.lower().endswith((".yaml", ".yml", ".json"))
+
+
 def deployment_name(target: str | None, spec: Spec) -> str:
     """What `plimsoll ps` calls it: the spec file's stem, or the one model's name."""
-    if target is not None and target.lower().endswith((".yaml", ".yml", ".json")):
+    if target is not None and is_spec_file(target):
         return Path(target).stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", spec.models[0].name)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from plimsoll import __version__
-from plimsoll.cli import plan_commands, run_commands
+from plimsoll.cli import check_commands, plan_commands, run_commands
 from plimsoll.errors import LaunchError, PlanError, PlimsollError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _root(
 
 
 plan_commands.register(app)
+check_commands.register(app)
 run_commands.register(app)
 
 

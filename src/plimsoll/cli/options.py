@@ -19,6 +19,7 @@ Context = Annotated[int | None, typer.Option(min=1, help="Tokens of context for 
 Concurrency = Annotated[int | None, typer.Option(min=1, help="Requests served at once.")]
 Host = Annotated[str | None, typer.Option(help="Address that the gateway listens on.")]
 Port = Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the gateway; 0: any free one.")]
+On = Annotated[str | None, typer.Option(help='Plan for other hardware, in words: "a6000:2", "4x8 3090 pcie".')]
 Name = Annotated[
     str | None,
     typer.Argument(metavar="[NAME]", help="A deployment, as `plimsoll ps` names it. Left out: the only one."),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -32,9 +31,7 @@ def plan(
     engine: options.Engine = None,
     context: options.Context = None,
     concurrency: options.Concurrency = None,
-    on: Annotated[
-        str | None, typer.Option(help='Plan for other hardware, in words: "a6000:2", "4x8 3090 pcie".')
-    ] = None,
+    on: options.On = None,
     as_json: options.Json = False,
 ) -> None:
     """Say whether it fits, with what left over, and what would break. Starts nothing."""

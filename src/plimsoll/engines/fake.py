@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import get_args
 
+from plimsoll.engines.arguments import as_flags, planned_options
 from plimsoll.engines.protocol import Observed, Ports, Process, Quantity, Ready
 from plimsoll.facts.engine import EngineFacts
 from plimsoll.plan.types import Replica
@@ -54,12 +55,7 @@ class Fake:
         argv += ["--context-tokens", str(candidate.context_tokens)]
         if replica.ledger.kv_tokens:
             argv += ["--kv-tokens", str(replica.ledger.kv_tokens)]
-        for name, value in candidate.options.items():
-            flag = "--" + name.replace("_", "-")
-            if value is True:
-                argv.append(flag)
-            elif value is not False:
-                argv += [flag, str(value)]
+        argv += as_flags(planned_options(candidate))
         embeds = candidate.model.task == "embed"
         body: dict[str, object] = {"model": candidate.deployment.name}
         body |= {"input": "a"} if embeds else {"prompt": "a", "max_tokens": 1}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from plimsoll.engines.arguments import as_flags, planned_options
 from plimsoll.engines.protocol import Observed, Ports, Process, Quantity, Ready
 from plimsoll.facts.engine import EngineFacts
 from plimsoll.plan.types import Candidate, Replica
@@ -135,7 +136,7 @@ class LlamaCpp:
 
 def _arguments(candidate: Candidate, model_path: str, ports: Ports) -> tuple[str, ...]:
     """llama-server's arguments; options that the plan set come first, the user's own extra_args last."""
-    options = dict(candidate.options)
+    options = dict(planned_options(candidate))
     kv_dtype = "f16" if candidate.kv_dtype == "auto" else candidate.kv_dtype
     arguments = [
         "--model", model_path,
@@ -153,10 +154,4 @@ def _arguments(candidate: Candidate, model_path: str, ports: Ports) -> tuple[str
     ]  # fmt: skip
     if candidate.model.task in _POOLED:
         arguments.append("--reranking" if candidate.model.task == "rerank" else "--embeddings")
-    for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        if value is True:
-            arguments.append(flag)
-        elif value is not False:
-            arguments += [flag, str(value)]
-    return (*arguments, *candidate.deployment.extra_args)
+    return (*arguments, *as_flags(options), *candidate.deployment.extra_args)

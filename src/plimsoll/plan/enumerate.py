@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from plimsoll.facts.engine import EngineFacts
 from plimsoll.facts.hardware import Device, Host
 from plimsoll.facts.model import ModelFacts
+from plimsoll.plan.rules.options import options_from_args
 from plimsoll.plan.types import Candidate, Parallel
 from plimsoll.spec.deployment import Deployment
 
@@ -52,6 +53,7 @@ def candidates(
             kv_dtype=deployment.kv_cache_dtype,
             dtype=deployment.dtype,
             memory_share=deployment.memory_share,
+            options=options_from_args(engine.name, deployment.extra_args),
         )
 
 

@@ -1,0 +1,97 @@
+"""Commands that find faults, before and after: check, explain."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from plimsoll.app.checking import find_faults, mend
+from plimsoll.app.settings import Settings
+from plimsoll.app.target import Overrides, is_spec_file, spec_of
+from plimsoll.cli import options
+from plimsoll.cli.draw import draw_findings
+from plimsoll.engines.diagnosis import explain as explain_log
+from plimsoll.errors import PlanError, SpecError
+from plimsoll.plan.types import Finding
+
+_LONGEST_LOG = 256 << 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file to `app`."""
+    app.command()(check)
+    app.command()(explain)
+
+
+def check(
+    target: options.Target = None,
+    engine: options.Engine = None,
+    context: options.Context = None,
+    concurrency: options.Concurrency = None,
+    on: options.On = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Write the mended spec and show what changed.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Report everything that would break or surprise, each with its cause and the smallest change that mends it."""
+    settings = Settings.resolve(os.environ)
+    spec = spec_of(target, Overrides(engine=engine, context=context, concurrency=concurrency))
+    console = Console(highlight=False)
+    if fix:
+        if target is None or not is_spec_file(target):
+            raise SpecError("--fix needs a spec file to write", hint="give the path of a .yaml spec")
+        mended = mend(spec, settings, on=on, name=target)
+        if mended.diff:
+            Path(target).write_text(mended.text)
+        findings = mended.left
+        if not as_json:
+            console.print(mended.diff or f"{target}: nothing to mend", markup=False, soft_wrap=True)
+    else:
+        findings = find_faults(spec, settings, on=on)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    elif findings:
+        draw_findings(console, findings)
+    else:
+        console.print("no fault found")
+    _refuse_errors(findings)
+
+
+def explain(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="An engine's log; `-` reads it from stdin.")],
+    engine: Annotated[str | None, typer.Option(help="Whose log it is, where that is known.")] = None,
+    exit_code: Annotated[int | None, typer.Option(help="How the engine ended (137: killed).")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Name the root error in an engine's log, its cause and its fix; what is unknown is said to be."""
+    found = explain_log(_read_log(file), engine=engine, exit_code=exit_code)
+    if as_json:
+        print(json.dumps(asdict(found), indent=2))
+        return
+    print(found.what)
+    if found.known:
+        print(f"  why: {found.cause}\n  fix: {found.fix}\n  says: {found.source}")
+    for line in found.lines:
+        print(f"  {line.number:>6} | {line.text}")
+
+
+def _read_log(file: str) -> list[str]:
+    try:
+        data = sys.stdin.buffer.read(_LONGEST_LOG) if file == "-" else Path(file).read_bytes()[-_LONGEST_LOG:]
+    except OSError as problem:
+        raise SpecError(
+            f"cannot read {file}: {problem.strerror}", hint="give the path of a log file, or -"
+        ) from problem
+    return data.decode(errors="replace").splitlines()
+
+
+def _refuse_errors(findings: tuple[Finding, ...]) -> None:
+    count = sum(finding.severity == "error" for finding in findings)
+    if count:
+        raise PlanError(f"{count} {'error' if count == 1 else 'errors'} found", hint="`--fix` mends what can be mended")
