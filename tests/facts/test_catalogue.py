@@ -37,6 +37,7 @@ COUNTED = {
     "openai/gpt-oss-120b": 116_829_156_672,
     "ai21labs/AI21-Jamba-1.5-Mini": 51_570_323_328,
     "BAAI/bge-m3": 567_754_752,
+    "BAAI/bge-reranker-v2-m3": 567_755_777,
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
 }
 
