@@ -163,7 +163,6 @@ async def watch(client: Client) -> AsyncIterator[Watch]:
     watched = Watch(client)
     client.peak_in_flight = client.in_flight
     collecting = gc.isenabled()
-    gc.collect()
     gc.disable()
     beat = asyncio.create_task(watched.beat())
     try:
