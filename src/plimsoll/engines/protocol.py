@@ -17,6 +17,12 @@ class Ports:
     host: str = "127.0.0.1"
     serve: int
     extra: tuple[int, ...] = ()
+    addresses: tuple[str, ...] = ()
+    """Of the replica's nodes, the head's first; empty where all is on this host."""
+    interface: str | None = None
+    """The network interface between the nodes, such as bond0."""
+    directory: str = ""
+    """Where files of the replica's processes go; "" is the directory that they start in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +35,8 @@ class Ready:
     probe_body: Mapping[str, object] = field(default_factory=dict)
     timeout_s: float = 600.0
     """Without a sign of life in the log or the port."""
+    health_port: int | None = None
+    """Where that is another port than the one that serves (MindIE's management port)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +51,25 @@ class Process:
     """Path to text, written before it starts."""
     cwd: str | None = None
     setup: tuple[tuple[str, ...], ...] = ()
-    """Commands to run to their end before it starts (ollama create ...)."""
+    """Commands to run to their end before it starts."""
+    once_up: tuple[tuple[str, ...], ...] = ()
+    """Commands to run to their end, in its environment, once its health route answers and before the probe
+    (`ollama create` needs its server)."""
     node: int = 0
     after: tuple[str, ...] = ()
     """Names of processes that must be up before it starts."""
     port: int | None = None
     ready: Ready = field(default_factory=Ready)
+    served_name: str | None = None
+    """The name that requests to it must carry, where it is not the deployment's."""
+    image: str = ""
+    """A published container image that has the program; "" where there is none."""
 
 
 Quantity = Literal[
     "weights_bytes", "kv_cache_bytes", "kv_tokens", "kv_blocks", "compute_bytes", "output_bytes", "graphs_bytes",
     "activations_bytes",
-    "context_tokens", "sequences", "total_bytes", "load_s",
+    "context_tokens", "sequences", "total_bytes", "load_s", "max_concurrency", "non_torch_bytes",
 ]  # fmt: skip
 
 
