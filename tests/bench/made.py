@@ -7,7 +7,7 @@ from array import array
 
 from plimsoll.bench.load import Load
 from plimsoll.bench.measure import Level
-from plimsoll.bench.processes import Closed
+from plimsoll.bench.pace import Closed
 from plimsoll.bench.records import Record, make_record
 from plimsoll.bench.row import Row
 from plimsoll.bench.run import Generator, Run

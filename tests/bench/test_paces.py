@@ -10,11 +10,10 @@ from dataclasses import replace
 import pytest
 from scripted import answer, paced, serving
 
-from plimsoll.bench.arrivals import Arrivals, replay
 from plimsoll.bench.datasets import read_dataset
 from plimsoll.bench.load import Load
 from plimsoll.bench.measure import Level, measure
-from plimsoll.bench.processes import Closed, Replay
+from plimsoll.bench.pace import Arrivals, Closed, Replay, replay
 from plimsoll.bench.report import level_json, table_lines
 from plimsoll.bench.row import Row
 from plimsoll.bench.summary import Slo, summarise

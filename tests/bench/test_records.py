@@ -9,10 +9,9 @@ from pathlib import Path
 import made
 import pytest
 
-from plimsoll.bench.arrivals import Arrivals
 from plimsoll.bench.compare import caveats, compare, lines
 from plimsoll.bench.formats import from_aiperf, from_vllm, to_aiperf, to_vllm
-from plimsoll.bench.processes import Closed, Replay
+from plimsoll.bench.pace import Arrivals, Closed, Replay
 from plimsoll.bench.records import Record, from_json, make_record, to_json, unpack, unpack_run
 from plimsoll.bench.summary import summarise
 from plimsoll.errors import BenchError

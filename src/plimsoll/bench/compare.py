@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from plimsoll.bench.processes import Closed, label
+from plimsoll.bench.pace import Closed, label
 from plimsoll.bench.records import Record, RecordedLevel, unpack_run
 from plimsoll.bench.row import Row
 from plimsoll.bench.stats import quantile

@@ -15,9 +15,8 @@ from typing import Any
 
 import orjson
 
-from plimsoll.bench.arrivals import Arrivals
 from plimsoll.bench.measure import Level
-from plimsoll.bench.processes import Closed, Pace
+from plimsoll.bench.pace import Arrivals, Closed, Pace
 from plimsoll.bench.records import NOBODY, Record, RecordedLevel, make_record, unpack_run
 from plimsoll.bench.row import Row
 from plimsoll.bench.run import Run

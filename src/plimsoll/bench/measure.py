@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from plimsoll.bench.client import Client
+from plimsoll.bench.job import Job, run_job
 from plimsoll.bench.load import Load
+from plimsoll.bench.pace import Closed, Pace, Replay, label
 from plimsoll.bench.probe import probe, recount
-from plimsoll.bench.processes import Closed, Job, Pace, Replay, label, run_in_processes, run_job
+from plimsoll.bench.processes import run_in_processes
 from plimsoll.bench.run import Run
 from plimsoll.bench.sampling import Sample, Sampler
 from plimsoll.bench.summary import Slo, Summary, summarise
@@ -52,8 +53,8 @@ class Level:
         return (found[-1] - found[0]) / max(_throughput(self.summary), 1e-9) if len(found) > 1 else None
 
 
-def _ignore(_: Level) -> None:
-    return
+def ignore(_: Level) -> None:
+    """For callers that wait for the end."""
 
 
 async def measure(
@@ -65,7 +66,7 @@ async def measure(
     repeats: int = 1,
     processes: int = 1,
     pids: Sequence[int] = (),
-    on_level: Callable[[Level], None] = _ignore,
+    on_level: Callable[[Level], None] = ignore,
 ) -> tuple[Level, ...]:
     """Measure `load` at each of `paces`, `repeats` times over, out of `processes` processes.
 
@@ -98,7 +99,7 @@ async def measure(
                 if many == 1:
                     run = await run_job(client, job)
                 else:
-                    run = await asyncio.to_thread(run_in_processes, [replace(job, index=i) for i in range(many)])
+                    run = await run_in_processes([replace(job, index=i) for i in range(many)])
             if probed.dialect.recount:
                 await recount(target, probed.dialect, run.rows)
             # In a session, thinking is part of the pace: fewer are in flight than there are sessions.

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from plimsoll.bench.processes import Closed, label
+from plimsoll.bench.pace import Closed, label
 from plimsoll.bench.records import Record, RecordedLevel, unpack_run
 from plimsoll.bench.row import Row
 from plimsoll.errors import BenchError

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from plimsoll.bench.load import Load
 from plimsoll.bench.measure import Level
-from plimsoll.bench.processes import Pace
+from plimsoll.bench.pace import Pace
 from plimsoll.bench.row import Row
 from plimsoll.bench.run import Generator, Run
 from plimsoll.bench.sampling import Sample

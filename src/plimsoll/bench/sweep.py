@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from plimsoll.bench.load import Load
-from plimsoll.bench.measure import Level, measure
-from plimsoll.bench.processes import Closed
+from plimsoll.bench.measure import Level, ignore, measure
+from plimsoll.bench.pace import Closed
+from plimsoll.bench.summary import Slo
 from plimsoll.bench.target import Target
 from plimsoll.errors import BenchError
 
 __all__ = ["Level", "find_edge", "sweep"]
 
 
-async def sweep(target: Target, levels: Sequence[int], *, load: Load, **options: Any) -> tuple[Level, ...]:
-    """Measure `load` in a closed loop at each of `levels`; the options are those of `measure`.
+async def sweep(
+    target: Target,
+    levels: Sequence[int],
+    *,
+    load: Load,
+    slo: Slo | None = None,
+    repeats: int = 1,
+    processes: int = 1,
+    pids: Sequence[int] = (),
+    on_level: Callable[[Level], None] = ignore,
+) -> tuple[Level, ...]:
+    """Measure `load` in a closed loop at each of `levels`; what may be given is as in `measure`.
 
-    Every level keeps its own connections open before its first request.
+    Every level has its connections open before its first request.
     """
     if not levels or min(levels) < 1:
         raise BenchError("a sweep needs at least one concurrency, each at least 1", hint="such as 1,2,4,8,16")
-    return await measure(target, [Closed(concurrency=level) for level in levels], load=load, **options)
+    paces = [Closed(concurrency=level) for level in levels]
+    return await measure(
+        target, paces, load=load, slo=slo, repeats=repeats, processes=processes, pids=pids, on_level=on_level
+    )
 
 
 async def find_edge(

@@ -1,4 +1,4 @@
-"""When requests arrive in an open loop: offsets in seconds from the start, in order."""
+"""How a load is paced: a fixed number in flight, arrivals at a rate, or a trace's own times."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from typing import Literal
 from plimsoll.errors import BenchError
 
 Pattern = Literal["poisson", "constant", "bursty"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """A fixed number of requests in flight."""
+
+    concurrency: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +47,23 @@ class Arrivals:
                 at_s += rng.expovariate(self.rate_per_s)
             else:
                 at_s += rng.gammavariate(self.burstiness, mean_s / self.burstiness)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """The data file's own arrival times, `speed` times as fast."""
+
+    speed: float = 1.0
+
+
+Pace = Closed | Arrivals | Replay
+
+
+def label(pace: Pace) -> str:
+    """What is asked for, short: "16" in flight, "2.5/s", or "trace x2"."""
+    if isinstance(pace, Closed):
+        return str(pace.concurrency)
+    return f"{pace.rate_per_s:g}/s" if isinstance(pace, Arrivals) else f"trace x{pace.speed:g}"
 
 
 def replay(stamps_s: Sequence[float], *, speed: float = 1.0) -> Iterator[float]:
