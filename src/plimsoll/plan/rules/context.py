@@ -91,15 +91,20 @@ def context_capped(case: Case) -> Fault | None:
 def prompt_exceeds_batch(case: Case) -> Fault | None:
     """Chunked prefill is off and the batch is smaller than the context."""
     batch = case.candidate.batched_tokens
-    if batch is None or batch >= case.candidate.context_tokens or case.pooling:
+    if batch is None or batch >= case.candidate.context_tokens or case.on("enable_chunked_prefill"):
         return None
-    if not case.off("enable_chunked_prefill"):
+    if case.encoder:
+        # An encoder reads each text whole, so chunks are off by default.
+        mend: tuple[tuple[str, object], ...] = (("extra_args.max_num_batched_tokens", None),)
+    elif case.off("enable_chunked_prefill"):
+        mend = (("extra_args.no_enable_chunked_prefill", None), ("extra_args.enable_chunked_prefill", None))
+    else:
         return None
     return Fault(
         what=f"max_num_batched_tokens {batch} is smaller than the context of {case.candidate.context_tokens}, and "
-        "chunked prefill is off",
-        fix="leave chunked prefill on",
-        mend=(("extra_args.no_enable_chunked_prefill", None), ("extra_args.enable_chunked_prefill", None)),
+        "prompts are not cut into chunks",
+        fix="leave max_num_batched_tokens out" if case.encoder else "leave chunked prefill on",
+        mend=mend,
     )
 
 

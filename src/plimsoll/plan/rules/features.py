@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plimsoll.facts.incompatible import architectures
 from plimsoll.plan.rules.case import Case
 from plimsoll.plan.rules.registry import Fault, rule
 
@@ -22,6 +23,24 @@ def cpu_loras_below_loras(case: Case) -> Fault | None:
         what=f"--max-cpu-loras {on_cpu:.0f} is below --max-loras {on_device:.0f}",
         fix=f"--max-cpu-loras {on_device:.0f}",
         mend=(("extra_args.max_cpu_loras", int(on_device)),),
+    )
+
+
+@rule(
+    "vllm.no_lora_for_model",
+    cause="the model's class does not say which of its layers adapters may change",
+    source="vllm 0.33.0: vllm/config/lora.py:152; classes of 0.32.0, tried",
+    fires={"architecture": "MambaForCausalLM", "options": {"enable_lora": True}},
+    passes={"architecture": "LlamaForCausalLM", "options": {"enable_lora": True}},
+)
+def no_lora_for_model(case: Case) -> Fault | None:
+    """LoRA for a model whose class has none."""
+    if not case.on("enable_lora") or case.model.architecture not in architectures("vllm_without_lora"):
+        return None
+    return Fault(
+        what=f"{case.model.architecture} takes no LoRA adapters",
+        fix="drop --enable-lora, or merge the adapter into the weights",
+        mend=(("extra_args.enable_lora", None),),
     )
 
 

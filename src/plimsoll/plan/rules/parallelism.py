@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plimsoll.facts.incompatible import architectures
 from plimsoll.plan.rules.case import Case
 from plimsoll.plan.rules.registry import Fault, rule
 from plimsoll.plan.rules.shapes import advise_tensor, common_divisor, cuts, smaller_tensor
@@ -170,6 +171,25 @@ def pipeline_partition(case: Case) -> Fault | None:
         what=f"VLLM_PP_LAYER_PARTITION={text} is not {case.pp} numbers that add up to {case.model.layers} layers",
         fix="correct it, or leave it out and let vLLM deal the layers out",
         mend=(("env.VLLM_PP_LAYER_PARTITION", None),),
+    )
+
+
+@rule(
+    "vllm.no_pipeline_for_model",
+    versions=">=0.6.3.post1",
+    cause="the model's class is not written to be run in stages",
+    source="vllm 0.33.0: vllm/config/model.py:1574; classes of 0.32.0, tried",
+    fires={"pp": 2, "architecture": "BertModel"},
+    passes={"pp": 2, "architecture": "LlamaForCausalLM"},
+)
+def no_pipeline_for_model(case: Case) -> Fault | None:
+    """Pipeline parallelism for a model whose class has none."""
+    if case.pp == 1 or case.model.architecture not in architectures("vllm_without_pipeline"):
+        return None
+    return Fault(
+        what=f"{case.model.architecture} cannot be run in pipeline stages",
+        fix="tensor parallelism only",
+        mend=(("parallel.pipeline", 1),),
     )
 
 

@@ -96,26 +96,21 @@ def chat_with_encoder(case: Case) -> Fault | None:
 @rule(
     "vllm.pooling_needs_convert",
     versions=">=0.10.1",
-    cause="a model made to generate must be told what its last state shall stand for",
+    cause="a model made to generate answers with vectors only when converted; left out, vLLM converts to embed",
     source="vllm 0.33.0: vllm/config/model.py:734",
-    fires={"options": {"runner": "pooling"}},
-    passes={"options": {"runner": "pooling", "convert": "embed"}},
+    fires={"options": {"runner": "pooling", "convert": "none"}},
+    passes={"options": {"runner": "pooling"}},
 )
 def pooling_needs_convert(case: Case) -> Fault | None:
-    """--runner pooling for a generative model without --convert."""
-    if (
-        case.text("runner") != "pooling"
-        or case.text("convert") in ("embed", "classify")
-        or case.pooling
-        or case.encoder
-    ):
+    """--runner pooling with --convert none for a generative model."""
+    if case.text("runner") != "pooling" or case.text("convert") != "none" or case.encoder:
         return None
     if not case.model.architecture.endswith("ForCausalLM"):
         return None
     return Fault(
-        what="--runner pooling for a generative model",
-        fix="task embed in the spec (--convert embed), or classify for a reranker",
-        mend=(("task", "embed"), ("extra_args.runner", None)),
+        what="--runner pooling with --convert none for a generative model",
+        fix="leave --convert out, or --convert classify for a reranker",
+        mend=(("extra_args.convert", None),),
     )
 
 
