@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -112,14 +113,18 @@ class Server(asyncio.Protocol):
 
 @contextlib.asynccontextmanager
 async def serving(
-    respond: Respond, tokenize: Callable[[Any], Script] = lambda _: answer(404, {})
+    respond: Respond,
+    tokenize: Callable[[Any], Script] = lambda _: answer(404, {}),
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[str, list[Any]]]:
     """(base URL, list of (path, body, headers) seen, /tokenize left out)."""
     seen: list[Any] = []
-    server = await asyncio.get_running_loop().create_server(lambda: Server(respond, seen, tokenize), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Server(respond, seen, tokenize), "127.0.0.1", 0, ssl=tls
+    )
     port = server.sockets[0].getsockname()[1]
     try:
-        yield f"http://127.0.0.1:{port}/v1", seen
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1", seen
     finally:
         server.close()
         await asyncio.sleep(0)

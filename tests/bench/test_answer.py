@@ -3,6 +3,8 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scripted import DONE, event, usage_event
 
 from plimsoll.bench.answer import StreamReader, spread
@@ -31,6 +33,22 @@ def test_events_are_the_same_in_any_pieces_and_with_any_line_ending(size: int, e
     events = [e for i in range(0, len(text), size) for e in parser.feed(text[i : i + size])]
     assert events == EVENTS
     assert parser.close() == []
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"data: a\n", b"data:b\n", b"\n", b": c\n", b"event: e\n", b"data\n", b"id: 1\n", b"x\n"])
+    ),
+    st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    st.lists(st.integers(min_value=0, max_value=80)),
+)
+def test_where_a_stream_is_cut_never_matters(lines: list[bytes], ending: bytes, cuts: list[int]) -> None:
+    text = b"".join(lines).replace(b"\n", ending)
+    whole, cut = EventParser(), EventParser()
+    expected = whole.feed(text) + whole.close()
+    places = [0, *sorted(c for c in cuts if c < len(text)), len(text)]
+    found = [e for a, b in itertools.pairwise(places) for e in cut.feed(text[a:b])] + cut.close()
+    assert found == expected
 
 
 def test_a_stream_that_forgets_its_last_blank_line_still_gives_its_last_event() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import ssl
+from pathlib import Path
 
 import pytest
 from scripted import DONE, STREAM_HEAD, answer, event, framed, paced, serving, stream
@@ -106,6 +108,25 @@ def test_pieces_cut_anywhere_read_the_same() -> None:
     [row], _ = once(lambda *_: cuts)
     assert row.ok
     assert sum(row.arrival_tokens) == 2
+
+
+def test_tls_is_checked_unless_told_otherwise() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(Path(__file__).parent / "files" / "localhost.pem")  # made for this test, for nothing else
+
+    async def main(*, verify: bool) -> Row:
+        async with serving(lambda *_: paced(3, ttft_s=0.05), tls=context) as (url, _):
+            client = Client(Target(url=url, verify_tls=verify))
+            row = await client.send(CHAT, clock())
+            await client.close()
+            return row
+
+    row = asyncio.run(main(verify=False))
+    assert row.ok
+    assert row.ttft_s == pytest.approx(0.05, abs=0.03)
+    row = asyncio.run(main(verify=True))
+    assert row.error == "connect"
+    assert "CERTIFICATE_VERIFY_FAILED" in row.detail
 
 
 def test_nobody_listens() -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import json
+import multiprocessing
 import statistics
+import threading
 from array import array
 from dataclasses import replace
 
@@ -196,6 +198,24 @@ def test_two_processes_are_one_load(pace) -> None:
     else:
         due = sorted(row.intended_s for row in level.run.rows)
         assert [b - a for a, b in itertools.pairwise(due)] == [pytest.approx(0.025)] * 11
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_measurement_that_is_broken_off_leaves_nothing_running(processes: int) -> None:
+    async def main() -> None:
+        async with serving(lambda *_: paced(2)) as (url, seen):
+            load = Load(seconds=60.0, output_tokens=2)
+            paces = [Closed(concurrency=2)]
+            task = asyncio.create_task(measure(Target(url=url, model="m"), paces, load=load, processes=processes))
+            while len(seen) < 5:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 5.0)
+
+    asyncio.run(main())
+    assert multiprocessing.active_children() == []
+    assert threading.active_count() == 1
 
 
 def test_an_error_in_a_process_is_the_measurements_error() -> None:

@@ -151,7 +151,8 @@ def test_aiperfs_layout_out_and_in() -> None:
 
 
 def test_a_real_aiperf_csv_is_read() -> None:
-    [level] = from_aiperf((FILES / "aiperf_0.13.csv").read_text(), concurrency=4, model="paced").levels
+    [level] = from_aiperf((FILES / "aiperf_0.13.csv").read_text(), model="paced").levels
+    assert level.pace == Closed(concurrency=4)  # as it was run
     assert level.summary.requests == 40
     assert level.summary.ttft_s.mean == pytest.approx(0.05408)
     assert level.summary.requests_per_s == pytest.approx(27.95)

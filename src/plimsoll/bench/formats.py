@@ -131,8 +131,11 @@ def to_aiperf(level: RecordedLevel) -> str:
     return out.getvalue()
 
 
-def from_aiperf(text: str, *, concurrency: int = 0, model: str = "") -> Record:
-    """A record of AIPerf's CSV: figures only, without concurrency or model. BenchError when it is none."""
+def from_aiperf(text: str, *, concurrency: int | None = None, model: str = "") -> Record:
+    """A record of AIPerf's CSV, figures only; BenchError when it is none.
+
+    The file names no concurrency: unless given, it is the request rate times the mean latency (Little's law), rounded.
+    """
     distributions: dict[str, dict[str, float]] = {}
     single: dict[str, float] = {}
     header: list[str] = []
@@ -148,22 +151,24 @@ def from_aiperf(text: str, *, concurrency: int = 0, model: str = "") -> Record:
         e2e = _aiperf_quantiles(distributions["Request Latency (ms)"], count)
     except (ValueError, KeyError, IndexError) as error:
         raise BenchError(f"not AIPerf's CSV: {error!r}", hint="it is its profile_export_aiperf.csv") from error
+    requests_per_s = single.get("Request Throughput (requests/sec)", 0.0)
+    in_flight = max(1, round(requests_per_s * e2e.mean)) if concurrency is None else concurrency
     lengths = distributions.get("Output Sequence Length (tokens)", {})
     prompts = distributions.get("Input Sequence Length (tokens)", {})
     summary = _figures(
         requests=count,
         failed=int(single.get("Error Request Count", 0)),
         wall_s=single.get("Benchmark Duration (sec)", 0.0),
-        concurrency=float(concurrency),
+        concurrency=float(in_flight),
         prompt_tokens=int(prompts.get("avg", 0) * count),
         output_tokens=int(lengths.get("avg", 0) * count),
         tokens_per_s=single.get("Output Token Throughput (tokens/sec)", 0.0),
-        requests_per_s=single.get("Request Throughput (requests/sec)", 0.0),
+        requests_per_s=requests_per_s,
         ttft_s=_aiperf_quantiles(distributions.get("Time to First Token (ms)", {}), count),
         tpot_s=_aiperf_quantiles(distributions.get("Inter Token Latency (ms)", {}), count),
         e2e_s=e2e,
     )
-    level = RecordedLevel(pace=Closed(concurrency=concurrency), model=model, summary=summary)
+    level = RecordedLevel(pace=Closed(concurrency=in_flight), model=model, summary=summary)
     return Record(created_s=time.time(), tool="aiperf", levels=(level,))
 
 

@@ -19,6 +19,10 @@ class Closed:
 
     concurrency: int
 
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise BenchError(f"a concurrency of {self.concurrency} sends nothing", hint="at least 1")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrivals:
