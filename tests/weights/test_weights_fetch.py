@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import random
 import threading
 from pathlib import Path
@@ -140,6 +141,28 @@ def test_a_damaged_file_is_found_and_fetched_again(hub: Hub, tmp_path: Path, env
     ]
     fetch(Request(ref="org/name"), store=tmp_path, environ=environ)
     assert verify_model(model) == ()
+
+
+def test_after_a_restart_of_the_machine_files_are_read_again_once(
+    hub: Hub, tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_huggingface(hub, "org/name", FILES)
+    request = Request(ref="org/name")
+    folder = fetch(request, store=tmp_path, environ=environ)
+    time_of_change = (folder / "model-1.safetensors").stat()
+    durable = next(tmp_path.glob("models--*/plimsoll")) / f"{'c' * 40}.durable"
+    monkeypatch.setattr("plimsoll.weights.store.boot_id", lambda: "another")
+    assert find_local(request, store=tmp_path, environ=environ) == folder
+    assert not durable.exists(), "it was written just now"
+    monkeypatch.setattr("plimsoll.weights.store._WRITTEN_BACK_S", 0.0)
+    assert find_local(request, store=tmp_path, environ=environ) == folder
+    assert durable.exists()
+    durable.unlink()
+    (folder / "model-1.safetensors").write_bytes(bytes(50_000))  # as a file whose pages never reached the disk
+    os.utime(folder / "model-1.safetensors", ns=(time_of_change.st_atime_ns, time_of_change.st_mtime_ns))
+    assert find_local(request, store=tmp_path, environ=environ) is None
+    fetch(request, store=tmp_path, environ=environ)
+    assert (folder / "model-1.safetensors").read_bytes() == WEIGHTS
 
 
 def test_many_at_once_share_one_fetch(hub: Hub, tmp_path: Path, environ: dict[str, str]) -> None:

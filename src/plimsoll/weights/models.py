@@ -87,7 +87,8 @@ def remove_model(model: StoredModel) -> int:
             for file in place.files(revision).values()
         }
         shutil.rmtree(model.path, ignore_errors=True)
-        (place.root / "plimsoll" / f"{model.revision}.json").unlink(missing_ok=True)
+        for suffix in ("json", "durable"):
+            (place.root / "plimsoll" / f"{model.revision}.{suffix}").unlink(missing_ok=True)
         for ref in model.refs:
             (place.root / "refs" / ref).unlink(missing_ok=True)
         for sha256 in {file.sha256 for file in model.files} - kept:

@@ -15,6 +15,11 @@ from types import TracebackType
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
+def boot_id() -> str:
+    """Names the time since the machine started; the same for all processes."""
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "unknown"
+
+
 class Part:
     """`identity` says which content this is the beginning of; a part of another content is thrown away on opening."""
 
@@ -100,8 +105,7 @@ class Part:
             os.ftruncate(self._file, 0)
 
     def finish(self, target: Path) -> None:
-        """Make it durable and give it its own name."""
-        os.fdatasync(self._file)
+        """Give it its own name."""
         self.path.replace(target)
         self._log_path.unlink(missing_ok=True)
 
@@ -131,8 +135,7 @@ def part_identity(*, sha256: str | None, etag: str | None, size_bytes: int | Non
     """What must be equal for a part to be continued: the checksum, or else etag, size and the machine's uptime."""
     if sha256:
         return f"sha256 {sha256}"
-    boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else "?"
-    return f"etag {etag} size {size_bytes} boot {boot}"
+    return f"etag {etag} size {size_bytes} boot {boot_id()}"
 
 
 def _union(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@
                           snapshots/<revision>/<path>          links to them, under their own names
                           refs/<branch>                        the revision that a branch was at
                           plimsoll/<revision>.json             what was checked, when, from where
+                          plimsoll/<revision>.durable          it has reached the disk
 <store>/.locks/models--ORG--NAME.lock
 <store>/.content/<sha256>                                      hard links: the same file in two models is one file
 """
@@ -14,13 +15,17 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from plimsoll.errors import WeightError
 from plimsoll.units import MIB
+from plimsoll.weights.part import boot_id
 
+_WRITTEN_BACK_S = 60.0
+"""The kernel writes dirty pages back after 30 s (vm.dirty_expire_centisecs) and some."""
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
@@ -33,6 +38,8 @@ class StoredFile:
     sha256: str
     mtime_ns: int
     source: str
+    boot: str
+    """The machine's start during which it was written (part.boot_id)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,26 +95,53 @@ class Repo:
             return None
 
     def find(self, revision: str, path: str, *, sha256: str | None = None) -> Path | None:
-        """The file if it is there, recorded, and unchanged since it was checked (by size and time of change)."""
+        """The file if it is there, recorded, and unchanged since it was checked."""
         known = self.files(revision).get(path)
         if known is None or sha256 not in (None, known.sha256):
             return None
-        return self.snapshot(revision) / path if self._unchanged(revision, known) else None
+        return self.snapshot(revision) / path if self.has(revision, [path]) else None
 
     def has(self, revision: str, paths: Iterable[str]) -> bool:
-        """Whether all of `paths` are there and unchanged."""
-        files = self.files(revision)
-        return all(path in files and self._unchanged(revision, files[path]) for path in paths)
+        """Whether all of `paths` are there and unchanged since they were checked, by size and time of change.
 
-    def _unchanged(self, revision: str, known: StoredFile) -> bool:
+        Fetched files are not forced to the disk, which would take longer than a fast fetch. A file that the machine
+        was restarted over is therefore read again, once, and its checksum decides.
+        """
+        files = self.files(revision)
+        durable = self._durable_path(revision).exists()
+        if not all(path in files and self._unchanged(revision, files[path], durable=durable) for path in paths):
+            return False
+        if not durable:
+            self._note_durable(revision, files)
+        return True
+
+    def _unchanged(self, revision: str, known: StoredFile, *, durable: bool) -> bool:
         place = self.snapshot(revision) / known.path
         try:
             status = place.stat()
             if status.st_size != known.size_bytes:
                 return False
-            return status.st_mtime_ns == known.mtime_ns or hash_file(place) == known.sha256
+            if status.st_mtime_ns == known.mtime_ns and (durable or known.boot == boot_id()):
+                return True
+            return hash_file(place) == known.sha256
         except OSError:
             return False
+
+    def _note_durable(self, revision: str, files: Mapping[str, StoredFile]) -> None:
+        """Once the kernel has written it all back by itself, or it outlived a restart, that need not be asked again."""
+        record = self._record_path(revision)
+        try:
+            if time.time() - record.stat().st_mtime < _WRITTEN_BACK_S:
+                return
+            for known in files.values():
+                if known.boot == boot_id():
+                    with (self.snapshot(revision) / known.path).open("rb") as file:
+                        os.fdatasync(file.fileno())
+                elif not self._unchanged(revision, known, durable=False):
+                    return
+            self._durable_path(revision).touch()
+        except OSError:
+            return  # a store that may only be read: it is asked again next time
 
     def add(self, revision: str, path: str, *, sha256: str, source: str) -> Path:
         """Link the blob `sha256` into the revision as `path` and record it. The caller holds the lock."""
@@ -124,8 +158,14 @@ class Repo:
         status = blob.stat()
         files, choices = self._read(revision)
         files[path] = StoredFile(
-            path=path, size_bytes=status.st_size, sha256=sha256, mtime_ns=status.st_mtime_ns, source=source
+            path=path,
+            size_bytes=status.st_size,
+            sha256=sha256,
+            mtime_ns=status.st_mtime_ns,
+            source=source,
+            boot=boot_id(),
         )
+        self._durable_path(revision).unlink(missing_ok=True)
         self._record(revision, files, choices)
         return place
 
@@ -176,6 +216,9 @@ class Repo:
         }
         fresh.write_text(json.dumps(record, indent=1) + "\n")
         fresh.replace(path)
+
+    def _durable_path(self, revision: str) -> Path:
+        return self.root / "plimsoll" / f"{checked_revision(revision)}.durable"
 
     def _record_path(self, revision: str) -> Path:
         return self.root / "plimsoll" / f"{checked_revision(revision)}.json"
