@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -123,7 +124,7 @@ static void next_event(int fd, struct peer *p, long gap) {
     send_all(fd, out, n);
 }
 
-static int serve(int port, int chunks, long gap) {
+static void serve(int port, int chunks, long gap) {
     const char *body = "{\"id\":\"chatcmpl-1\",\"object\":\"chat.completion\",\"created\":1,\"model\":\"fake\",\"choices\":[{\"index\":0,"
                        "\"message\":{\"role\":\"assistant\",\"content\":\"This answer is fake.\"},\"finish_reason\":\"stop\"}],"
                        "\"usage\":{\"prompt_tokens\":10,\"total_tokens\":15,\"completion_tokens\":5}}";
@@ -378,7 +379,8 @@ static int load(int port, const char *path, const char *file, int connections, d
 }
 
 int main(int argc, char **argv) {
-    if (argc == 5 && !strcmp(argv[1], "serve")) return serve(atoi(argv[2]), atoi(argv[3]), atol(argv[4]));
+    signal(SIGPIPE, SIG_IGN); /* a gateway that hangs up must not end the engine */
+    if (argc == 5 && !strcmp(argv[1], "serve")) serve(atoi(argv[2]), atoi(argv[3]), atol(argv[4]));
     if (argc == 9 && !strcmp(argv[1], "load"))
         return load(atoi(argv[2]), argv[3], argv[4], atoi(argv[5]), atof(argv[6]), atof(argv[7]), argv[8]);
     fprintf(stderr, "see the head of this file\n");
