@@ -36,6 +36,8 @@ class AttentionGroup:
     window_tokens: int | None = None
     state_bytes: int = 0
     """Linear attention only: bytes of state per layer and sequence, at the dtype the engines use by default."""
+    state_values: int = 0
+    """The same state in values, for engines that keep it in a type of their own (llama.cpp: 4 bytes)."""
     extra_bytes: int = 0
     """Per token and layer besides K and V, on every rank and whatever the cache's dtype (DeepSeek's sparse index)."""
 
