@@ -74,6 +74,9 @@ def test_every_entry_can_be_built_and_has_its_facts() -> None:
         ("DeepSeek-R1", "deepseek-ai/DeepSeek-R1", "fp8"),
         ("DeepSeek-R1_671B_awq", "DeepSeek-R1_671B_awq", "awq"),
         ("deepseek-r1:671b-q4_K_M", "deepseek-r1:671b-q4_K_M", "gguf"),
+        ("llama3.1:8b", "llama3.1:8b", "gguf"),
+        ("gemma2-9b", "google/gemma-2-9b-it", None),
+        ("~/.cache/huggingface/hub/models--Qwen--QwQ-32B/snapshots/976055f", "Qwen/QwQ-32B", None),
         ("DeepSeek-R1-UD-IQ2_XXS", "DeepSeek-R1-UD-IQ2_XXS", "gguf"),
         ("./Gemma-2-9B-it-Q5_K_M.gguf", "./Gemma-2-9B-it-Q5_K_M.gguf", "gguf"),
         ("Qwen_Qwen3.5-9B-Q4_K_M.gguf", "Qwen_Qwen3.5-9B-Q4_K_M.gguf", "gguf"),
@@ -88,6 +91,17 @@ def test_names_as_people_write_them(name: str, id: str, method: str | None) -> N
     model = catalogue.model(name)
     assert model.id == id
     assert (model.quantization.method if model.quantization else None) == method
+
+
+@pytest.mark.parametrize(
+    ("name", "mix"),
+    [("qwen2.5:7b", "Q4_K_M"), ("llama3:8b", "Q4_0"), ("gpt-oss:20b", "MXFP4"), ("bge-m3:latest", "F16"),
+     ("qwen2.5:7b-instruct-q8_0", "Q8_0")],
+)  # fmt: skip
+def test_ollama_names_without_a_type_are_of_the_librarys_own(name: str, mix: str) -> None:
+    quantization = catalogue.model(name).quantization
+    assert quantization is not None
+    assert quantization.name == mix
 
 
 def test_how_the_weights_are_stored_can_be_said_beside_the_name() -> None:

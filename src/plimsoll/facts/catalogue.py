@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from plimsoll.errors import FactError
+from plimsoll.facts.architectures.encoder import ENCODERS
 from plimsoll.facts.config import facts_from_config
 from plimsoll.facts.gguf_mix import FILE_MIXES, quantized_to_gguf
 from plimsoll.facts.model import ModelFacts
@@ -88,8 +89,15 @@ _GGUF = re.compile(
     + r")(?P<large>-x?l)?"
     r"(?:-merged)?(?:-gguf)?$"
 )
-_DECORATION = re.compile(r"-(?:128k|qat|gguf|hf|merged|bf16|fp16|\d+(?:-\d+)?b)$")
+_DECORATION = re.compile(r"-(?:latest|128k|qat|gguf|hf|merged|bf16|fp16|\d+(?:-\d+)?b)$")
 """What people add to a name without changing the shapes: a longer context, how it was trained, its size once more."""
+_OLLAMA = re.compile(r"(?:library/)?[\w.-]+:[\w.-]+")
+_OLLAMA_Q4_0 = frozenset({
+    "llama2", "llama3", "codellama", "gemma", "gemma2", "qwen", "qwen2", "mixtral", "phi", "phi3", "yi", "tinyllama",
+    "deepseek-coder", "deepseek-coder-v2", "deepseek-v2", "starcoder2", "vicuna", "command-r", "aya", "falcon",
+})  # fmt: skip
+"""Families that Ollama's library published before the middle of 2024, in Q4_0; later ones are Q4_K_M (recalled)."""
+_HUB_CACHE = re.compile(r"models--[^/]+?--([^/]+)/snapshots/")
 _TUNED = ("", "-instruct", "-it", "-chat")
 
 
@@ -105,7 +113,8 @@ def _entries() -> tuple[dict[str, Any], ...]:
 
 def _key(name: str) -> str:
     """A name as it is compared: lower case, without organisation, all separators alike."""
-    bare = name.strip().rstrip("/").rsplit("/", 1)[-1].lower()
+    cached = _HUB_CACHE.search(name)
+    bare = (cached[1] if cached else name.strip().rstrip("/").rsplit("/", 1)[-1]).lower()
     return re.sub(r"[\s_.:]+", "-", bare)
 
 
@@ -128,6 +137,17 @@ def _index() -> dict[str, tuple[int, str, str | None]]:
 
 
 @cache
+def _squeezed() -> dict[str, tuple[int, str, str | None]]:
+    """The same without any separators, for `llama3:8b` and `gemma2-9b`; names that this makes alike are left out."""
+    found: dict[str, tuple[int, str, str | None] | None] = {}
+    for key, entry in _index().items():
+        if "/" not in key:
+            bare = key.replace("-", "")
+            found[bare] = entry if found.get(bare, entry) == entry else None
+    return {key: entry for key, entry in found.items() if entry is not None}
+
+
+@cache
 def _makers() -> frozenset[str]:
     """Organisations, as they are also written in front of file names (`Qwen_Qwen3-8B`)."""
     return frozenset(name.split("/")[0].lower() for _, name, _ in _index().values() if "/" in name) | {"unsloth"}
@@ -147,7 +167,7 @@ def find(ref: str, *, form: str | None = None) -> Entry | None:
     exact = _index().get(ref.strip().lower())
     found = _entry(*exact) if exact is not None else _find(_key(ref), ref)
     if found is None or not form:
-        return found
+        return _as_ollama(found, ref) if found and _OLLAMA.fullmatch(ref.removeprefix("ollama:")) else found
     wanted = _key(form)
     if mix := _mix(wanted):
         return _as_gguf(found, mix, id=ref)
@@ -187,6 +207,18 @@ def _bits(quantization: Mapping[str, Any]) -> float:
     return scheme.facts.bits if scheme else 16
 
 
+def _as_ollama(found: Entry, ref: str) -> Entry:
+    """Ollama's `NAME:SIZE` without a type is a GGUF file of the type that its library gives the family."""
+    if found.gguf is not None:
+        return found
+    family = ref.rsplit("/", 1)[-1].partition(":")[0].removeprefix("ollama:").lower()
+    if found.config.get("quantization_config", {}).get("quant_method") == "mxfp4":
+        return _as_gguf(found, "MXFP4", id=ref)
+    if found.config.get("model_type") in ENCODERS:
+        return _as_gguf(found, "F16", id=ref)
+    return _as_gguf(found, "Q4_0" if family in _OLLAMA_Q4_0 else "Q4_K_M", id=ref)
+
+
 def _as_gguf(base: Entry, mix: str, *, id: str) -> Entry:
     source = f"{base.source}; types of the tensors by llama.cpp's rule for {mix}"
     return replace(base, id=id, gguf=mix, derived=True, source=source)
@@ -196,6 +228,9 @@ def _find(key: str, ref: str) -> Entry | None:
     for tuned in _TUNED:
         if key + tuned in _index():
             return _entry(*_index()[key + tuned])
+    squeezed = _squeezed().get(key.replace("-", ""))
+    if squeezed is not None:
+        return _entry(*squeezed)
     found = _find_gguf(key, ref) or _find_quantized(key, ref)
     if found is not None:
         return found

@@ -255,7 +255,14 @@ def _state(meta: _Metadata, parts: set[str]) -> AttentionGroup:
         dim = inner // heads if heads else inner
         values = (meta.integer("ssm.conv_kernel") - 1) * (inner + 2 * groups * size) + size * inner
     return AttentionGroup(
-        kind="linear", layers=1, heads=heads, kv_heads=0, head_dim=dim, v_head_dim=0, state_bytes=4 * values
+        kind="linear",
+        layers=1,
+        heads=heads,
+        kv_heads=0,
+        head_dim=dim,
+        v_head_dim=0,
+        state_bytes=4 * values,
+        state_values=values,
     )
 
 

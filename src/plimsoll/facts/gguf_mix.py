@@ -67,8 +67,9 @@ def quantized_to_gguf(model: ModelFacts, mix: str) -> ModelFacts:
     )
     parts = tuple(part for tensor in model.tensors if _written(tensor) for part in _converted(tensor, model, case))
     bits = 8 * sum(part.bytes for part in parts) / max(1, sum(part.params for part in parts))
+    groups = tuple(replace(group, state_bytes=4 * group.state_values) for group in model.attention)
     return replace(
-        model, format="gguf", tensors=parts, files=(), multimodal=False, dtype="float16",
+        model, attention=groups, format="gguf", tensors=parts, files=(), multimodal=False, dtype="float16",
         quantization=Quantization(method="gguf", bits=round(bits, 3), name=label),
     )  # fmt: skip
 

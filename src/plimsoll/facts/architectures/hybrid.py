@@ -18,11 +18,12 @@ def _state_width(keys: Keys, *names: str) -> int:
     return 4 if keys.get(*names) == "float32" else _TWO
 
 
-def _state(shapes: Shapes, at: Sequence[int], *, heads: int, dim: int, size: int) -> None:
+def _state(shapes: Shapes, at: Sequence[int], *, heads: int, dim: int, size: int, values: int) -> None:
     if at and shapes.role is None:
         shapes.cache((
             AttentionGroup(
-                kind="linear", layers=len(at), heads=heads, kv_heads=0, head_dim=dim, v_head_dim=0, state_bytes=size
+                kind="linear", layers=len(at), heads=heads, kv_heads=0, head_dim=dim, v_head_dim=0, state_bytes=size,
+                state_values=values,
             ),
         ))  # fmt: skip
 
@@ -87,8 +88,8 @@ def delta_net(shapes: Shapes, keys: Keys, at: Sequence[int], *, prefix: str = "l
     shapes.vector(f"{prefix}.norm", value_dim, at=at)
     shapes.linear(f"{prefix}.out_proj", "state", hidden, values, at=at, cut="in")
     width = _state_width(keys, "mamba_ssm_dtype", "mamba_ssm_cache_dtype")
-    size = value_heads * value_dim * key_dim * width + mixed * (kernel - 1) * _TWO
-    _state(shapes, at, heads=value_heads, dim=value_dim, size=size)
+    state, tail = value_heads * value_dim * key_dim, mixed * (kernel - 1)
+    _state(shapes, at, heads=value_heads, dim=value_dim, size=state * width + tail * _TWO, values=state + tail)
 
 
 def mamba1(shapes: Shapes, keys: Keys, at: Sequence[int], *, prefix: str, normed: bool = False) -> None:
@@ -109,7 +110,8 @@ def mamba1(shapes: Shapes, keys: Keys, at: Sequence[int], *, prefix: str, normed
     shapes.linear(f"{prefix}.out_proj", "state", hidden, inner, at=at, cut="in", bias=keys.flag("use_bias"))
     if normed:
         shapes.vector(f"{prefix}.dt_layernorm", rank + 2 * states, at=at)
-    _state(shapes, at, heads=inner, dim=states, size=(inner * states + inner * (kernel - 1)) * _TWO)
+    values = inner * (states + kernel - 1)
+    _state(shapes, at, heads=inner, dim=states, size=values * _TWO, values=values)
 
 
 def mamba2(shapes: Shapes, keys: Keys, at: Sequence[int], *, prefix: str, normed: bool = True) -> None:
@@ -131,8 +133,9 @@ def mamba2(shapes: Shapes, keys: Keys, at: Sequence[int], *, prefix: str, normed
     if normed:
         shapes.vector(f"{prefix}.norm", inner, at=at, sharding="tensor")
     shapes.linear(f"{prefix}.out_proj", "state", hidden, inner, at=at, cut="in", bias=bias)
-    size = inner * states * _state_width(keys, "mamba_ssm_cache_dtype") + mixed * (kernel - 1) * _TWO
-    _state(shapes, at, heads=heads, dim=dim, size=size)
+    state, tail = inner * states, mixed * (kernel - 1)
+    size = state * _state_width(keys, "mamba_ssm_cache_dtype") + tail * _TWO
+    _state(shapes, at, heads=heads, dim=dim, size=size, values=state + tail)
 
 
 def pure_mamba(keys: Keys) -> Shapes:
@@ -272,7 +275,8 @@ def lfm2(keys: Keys) -> Shapes:
     shapes.linear("layers.{}.conv.in_proj", "state", 3 * keys.hidden, keys.hidden, at=short)
     shapes.linear("layers.{}.conv.conv", "state", keys.hidden, kernel, at=short, quantized=False)
     shapes.linear("layers.{}.conv.out_proj", "state", keys.hidden, keys.hidden, at=short, cut="in")
-    _state(shapes, short, heads=1, dim=keys.hidden, size=keys.hidden * (kernel - 1) * _TWO)
+    tail = keys.hidden * (kernel - 1)
+    _state(shapes, short, heads=1, dim=keys.hidden, size=tail * _TWO, values=tail)
     norms(shapes, keys, Style(), layers)
     sparse = moe_layers(keys) if keys.has("num_experts") else ()
     sparse = tuple(layer for layer in sparse if layer >= keys.size("num_dense_layers", default=0))
@@ -339,7 +343,8 @@ def delta_attention(
     shapes.vector(f"{prefix}.A_log", heads, role="state", at=at, sharding="tensor", dtype="float32")
     shapes.vector(f"{prefix}.o_norm", dim, at=at)
     shapes.linear(f"{prefix}.o_proj", "state", hidden, wide, at=at, cut="in")
-    _state(shapes, at, heads=heads, dim=dim, size=wide * dim * 4 + 3 * wide * (kernel - 1) * _TWO)
+    state, tail = wide * dim, 3 * wide * (kernel - 1)
+    _state(shapes, at, heads=heads, dim=dim, size=state * 4 + tail * _TWO, values=state + tail)
 
 
 def minimax_01(keys: Keys) -> Shapes:
@@ -360,7 +365,8 @@ def minimax_01(keys: Keys) -> Shapes:
     shapes.linear(f"{prefix}.output_gate", "state", wide, keys.hidden, at=linear)
     shapes.linear(f"{prefix}.out_proj", "state", keys.hidden, wide, at=linear, cut="in")
     shapes.vector(f"{prefix}.norm", wide, at=linear)
-    _state(shapes, linear, heads=keys.heads, dim=keys.head_dim, size=wide * keys.head_dim * 4)
+    state = wide * keys.head_dim
+    _state(shapes, linear, heads=keys.heads, dim=keys.head_dim, size=state * 4, values=state)
     norms(shapes, keys, Style(), layers)
     experts(shapes, keys, layers)
     return shapes

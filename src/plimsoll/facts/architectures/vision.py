@@ -124,8 +124,11 @@ def gemma4(shapes: Shapes, whole: Keys, text: Keys) -> None:
 
 
 def llava(shapes: Shapes, whole: Keys, text: Keys) -> None:
-    """LLaVA: CLIP and two projections."""
+    """LLaVA: CLIP and two projections; Pixtral's tower in the first checkpoints of Pixtral."""
     vision = whole.part("vision_config")
+    if vision.get("model_type") == "pixtral":
+        pixtral(shapes, whole, text)
+        return
     hidden, image = vision.size("hidden_size", default=1024), vision.size("image_size", default=336)
     _stack(shapes, _Vit(hidden=hidden, layers=vision.size("num_hidden_layers", default=24), patch_bias=False,
                         inner=vision.size("intermediate_size", default=4096), patch_values=_patch_values(vision),
