@@ -64,6 +64,12 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
     "fp8-dynamic": _compressed(_F8, "float-quantized", activations=True),
     "bnb-4bit": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True},
+    "bnb-dynamic": {  # Unsloth's: vision stays at 16 bits, and a few per cent of layers that no name tells
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_use_double_quant": True,
+        "llm_int8_skip_modules": ["visual"],
+    },
     "bnb-8bit": {"quant_method": "bitsandbytes", "load_in_8bit": True},
     "w4a16": _compressed(_W4, "pack-quantized"),
     "w8a16": _compressed({**_W8, "strategy": "group", "group_size": 128}, "pack-quantized"),
@@ -74,7 +80,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
 """The usual settings of each kind of quantized checkpoint, for names that the catalogue does not list."""
 
 _SUFFIXES = (
-    (r"(unsloth-)?bnb-4bit", "bnb-4bit"), (r"bnb-8bit", "bnb-8bit"), (r"fp8-dynamic", "fp8-dynamic"),
+    (r"unsloth-bnb-4bit", "bnb-dynamic"), (r"bnb-4bit", "bnb-4bit"), (r"bnb-8bit", "bnb-8bit"), (r"fp8-dynamic", "fp8-dynamic"),
     (r"fp8(-block)?", "fp8"), (r"nvfp4|fp4", "nvfp4"), (r"mxfp4", "mxfp4"),
     (r"autoround(-gptq)?-(int4|4bit)|int4-autoround", "auto-round"), (r"(int4-)?awq(-(int4|4bit))?", "awq"),
     (r"gptq-?(int8|8bit)|int8", "gptq-int8"), (r"gptq-?(int3|3bit)", "gptq-int3"),
