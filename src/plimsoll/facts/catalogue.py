@@ -80,8 +80,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
 """The usual settings of each kind of quantized checkpoint, for names that the catalogue does not list."""
 
 _SUFFIXES = (
-    (r"unsloth-bnb-4bit", "bnb-dynamic"), (r"bnb-4bit", "bnb-4bit"), (r"bnb-8bit", "bnb-8bit"), (r"fp8-dynamic", "fp8-dynamic"),
-    (r"fp8(-block)?", "fp8"), (r"nvfp4|fp4", "nvfp4"), (r"mxfp4", "mxfp4"),
+    (r"unsloth-bnb-4bit", "bnb-dynamic"), (r"bnb-4bit", "bnb-4bit"), (r"bnb-8bit", "bnb-8bit"),
+    (r"fp8-dynamic", "fp8-dynamic"), (r"fp8(-block)?", "fp8"), (r"nvfp4|fp4", "nvfp4"), (r"mxfp4", "mxfp4"),
     (r"autoround(-gptq)?-(int4|4bit)|int4-autoround", "auto-round"), (r"(int4-)?awq(-(int4|4bit))?", "awq"),
     (r"gptq-?(int8|8bit)|int8", "gptq-int8"), (r"gptq-?(int3|3bit)", "gptq-int3"),
     (r"gptq(-?(int4|4bit))?|int4", "gptq-int4"), (r"w4a16(-g128)?", "w4a16"), (r"w8a16", "w8a16"), (r"w8a8", "w8a8"),
