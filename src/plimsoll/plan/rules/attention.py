@@ -125,7 +125,7 @@ def only_triton_attention(case: Case) -> Fault | None:
 )
 def softcap_without_flash_attention(case: Case) -> Fault | None:
     """A model with soft-capped attention where only XFormers is left."""
-    if not case.model.config.get("attn_logit_softcapping"):
+    if not (case.model.config.get("attn_logit_softcapping") or case.model.architecture.startswith("Gemma2")):
         return None
     if "cu118" not in case.candidate.engine.version and case.env.get("VLLM_ATTENTION_BACKEND") != "XFORMERS":
         return None
