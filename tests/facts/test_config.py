@@ -34,6 +34,21 @@ def test_a_dense_model() -> None:
     assert model.kv_bytes_per_token(tensor_parallel=16) == 32 * 2 * 128 * 2
 
 
+@pytest.mark.parametrize(
+    ("more", "kv_heads", "inner"),
+    [
+        ({"model_type": "qwen", "intermediate_size": 22016}, 8, 11008),
+        ({"model_type": "falcon", "multi_query": True}, 1, 14336),
+        ({"model_type": "dbrx", "attn_config": {"kv_n_heads": 4}, "ffn_config": {
+            "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2}}, 4, 14336),
+        ({"model_type": "gpt_bigcode", "multi_query": True}, 1, 14336),
+    ],
+)  # fmt: skip
+def test_what_families_hide_behind_names_of_their_own(more: dict[str, Any], kv_heads: int, inner: int) -> None:
+    model = facts(LLAMA, **more)
+    assert (model.kv_heads, model.intermediate_size) == (kv_heads, inner)
+
+
 def test_awq_keeps_embeddings_and_output_at_full_precision() -> None:
     model = facts(QWEN_72B, quantization_config=AWQ)
     ends = [part for part in model.tensors if part.role in ("embedding", "lm_head")]

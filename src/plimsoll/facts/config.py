@@ -60,12 +60,12 @@ def facts_from_config(
         task=task,
         layers=text.layers,
         hidden_size=text.hidden,
-        intermediate_size=text.inner,
+        intermediate_size=_inner(shapes, text),
         heads=text.heads,
-        kv_heads=text.kv_heads,
+        kv_heads=max((group.kv_heads for group in shapes.groups if group.kind in _CACHES), default=text.kv_heads),
         head_dim=text.head_dim if text.heads else 0,
         vocab_size=text.vocab,
-        max_context_tokens=text.context,
+        max_context_tokens=text.context - (2 if text.get("model_type") in _OFFSET_POSITIONS else 0),
         tied_embeddings=not built.encoder and not any(part.role == "lm_head" for part in tensors),
         dtype=dtype,
         format="safetensors",
@@ -80,6 +80,16 @@ def facts_from_config(
         multimodal=any(part.role == "vision" for part in tensors) or whole.has("vision_config"),
         config=_scalars(config, text),
     )
+
+
+_CACHES = ("full", "sliding", "chunked", "encoder")
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm_roberta", "camembert")  # positions begin after padding's
+
+
+def _inner(shapes: Shapes, text: Keys) -> int:
+    """Width of the dense feed-forward layers as they are built, else what config.json says."""
+    widths = [weight.out for weight in shapes.weights if weight.role == "mlp" and weight.name.endswith("up_proj")]
+    return max(widths, default=text.inner)
 
 
 def _plain_cache(text: Keys) -> Shapes:
