@@ -117,6 +117,23 @@ def test_a_stream_passes_and_its_tokens_are_counted(asked: bool) -> None:
     run(test())
 
 
+def test_llamacpp_is_not_asked_and_counted_by_its_timings() -> None:
+    timings = {"cache_n": 30, "prompt_n": 1, "predicted_n": 4, "prompt_ms": 1.5}
+    last = b"data: " + json.dumps({"choices": [{"delta": {}}], "timings": timings}).encode() + b"\n\n"
+
+    async def test() -> None:
+        parts = (delta("a"), last, DONE)
+        async with (
+            standing(streaming(*parts)) as engine,
+            gateway(upstream(engine.port, stream_usage=False)) as (front, records),
+        ):
+            assert (await ask(front.address, chat(stream=True))).body == b"".join(parts)
+            assert "stream_options" not in engine.got[0].json
+            assert (records[0].prompt_tokens, records[0].output_tokens, records[0].exact) == (31, 4, True)
+
+    run(test())
+
+
 @pytest.mark.parametrize("ending", ["\n\n", "\r\n\r\n"])
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_events_cut_anywhere_arrive_whole(ending: str, size: int) -> None:

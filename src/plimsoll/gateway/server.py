@@ -190,6 +190,7 @@ class Gateway:
             if exchange_ is not None:
                 exchange_.refuse(error)
             else:
+                self._note_refused(client, request_id, error)
                 headers = b"x-request-id: %b\r\n%b" % (request_id, request.cors)
                 client.refuse(error, headers, keep_alive=request.keep_alive)
 
@@ -230,6 +231,15 @@ class Gateway:
         self.metrics.note(record)
         for observe in self.observers:
             observe(record)
+
+    def _note_refused(self, client: Client, request_id: bytes, error: GatewayError) -> None:
+        self.note(
+            Record(
+                request_id=request_id.decode(), client=client.host, route="", model="", upstream="", key="",
+                status=error.status, stream=False, prompt_tokens=0, output_tokens=0, exact=False, queued_s=0.0,
+                first_byte_s=0.0, duration_s=0.0, error=error.message,
+            )
+        )  # fmt: skip
 
     def _holder(self, request: Request, path: bytes) -> Holder | None:
         """Whose key the request comes with; GatewayError 401 without a valid one."""

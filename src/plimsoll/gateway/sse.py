@@ -47,7 +47,7 @@ class EventTap:
             self.started = _has_text(data)
         if self.started:
             self.events += data.count(b"data:")
-        if b'"usage"' in data:
+        if b'"usage"' in data or b'"timings"' in data:
             data = self._read_usage(data)
         if _DONE in data and data.rstrip().endswith(_DONE):
             self.done = True
@@ -66,12 +66,12 @@ class EventTap:
         for end in _EVENT_END.finditer(data):
             event = data[start : end.end()]
             start = end.end()
-            if b'"usage"' in event and (content := event_json(event)) is not None:
+            if (b'"usage"' in event or b'"timings"' in event) and (content := event_json(event)) is not None:
                 counts = read_counts(content)
                 if counts is not None:
                     prompt, output = self.usage or (0, 0)
                     self.usage = max(prompt, counts[0]), max(output, counts[1])
-                    if self._strip_usage and content.get("choices") == []:
+                    if self._strip_usage and content.get("choices") == [] and "usage" in content:
                         continue
             kept.append(event)
         kept.append(data[start:])
@@ -124,12 +124,22 @@ def read_counts(content: dict[str, Any]) -> tuple[int, int] | None:
     if usage is None:  # Anthropic's first event, and the last of /v1/responses
         usage = (content.get("message") or content.get("response") or {}).get("usage")
     if not isinstance(usage, dict):
-        return None
+        return _llamacpp_counts(content.get("timings"))
     prompt = usage.get("prompt_tokens", usage.get("input_tokens", usage.get("total_tokens")))
     output = usage.get("completion_tokens", usage.get("output_tokens", 0))
     if not isinstance(prompt, int) and "output_tokens" not in usage:
         return None
     return prompt if isinstance(prompt, int) else 0, output if isinstance(output, int) else 0
+
+
+def _llamacpp_counts(timings: object) -> tuple[int, int] | None:
+    """llama.cpp's last event has these whether or not it was asked for usage."""
+    if not isinstance(timings, dict):
+        return None
+    counts = [timings.get(name, 0) for name in ("cache_n", "prompt_n", "predicted_n")]
+    if not all(isinstance(count, int) for count in counts):
+        return None
+    return counts[0] + counts[1], counts[2]
 
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')

@@ -34,7 +34,8 @@ class Upstream:
     rerank_scores: Literal["probability", "logit", "unknown"] = "unknown"
     """What its /rerank returns; logits are passed through a sigmoid."""
     stream_usage: bool = True
-    """Whether it understands `stream_options.include_usage`."""
+    """Whether it must be asked for a stream's token counts with `stream_options.include_usage`; False for engines that
+    do not know it, and for llama.cpp: its last event has them anyway, and loses its timings when it is asked."""
     token_ids: bool = False
     """Whether embeddings may be asked for with token ids: only when the clients' vocabulary is the model's."""
     routes: tuple[str, ...] = ()
