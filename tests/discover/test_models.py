@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from gguf_bytes import gguf, llama
 
+from plimsoll.discover.hub_ref import parse_hub_ref
 from plimsoll.discover.models import find_model
 from plimsoll.errors import FactError
 
@@ -71,3 +72,33 @@ def test_a_directory_that_lacks_a_weight_file(tmp_path: Path) -> None:
 def test_a_path_that_is_not_here_is_known_by_its_name() -> None:
     """A plan for other machines names paths of theirs."""
     assert find_model("/root/qwen/Qwen-72B-Chat-Int4").quantization is not None
+
+
+def test_an_adapter_names_the_model_it_was_made_for(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-8B"}')
+    with pytest.raises(FactError, match="holds an adapter") as caught:
+        find_model(str(tmp_path))
+    assert "Qwen/Qwen3-8B" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("ref", "parts"),
+    [
+        ("Qwen/Qwen3-8B", ("Qwen/Qwen3-8B", None, None, None, None)),
+        ("ms:Qwen/Qwen3-8B@v1", ("Qwen/Qwen3-8B", "modelscope", "v1", None, None)),
+        ("a/b-GGUF:Q4_K_M", ("a/b-GGUF", None, None, "Q4_K_M", None)),
+        ("a/b-GGUF/x/y-Q8_0.gguf", ("a/b-GGUF", None, None, None, "x/y-Q8_0.gguf")),
+        ("https://huggingface.co/a/b", ("a/b", "huggingface", None, None, None)),
+        ("https://hf-mirror.com/a/b/blob/main/c.gguf?download=true", ("a/b", "huggingface", "main", None, "c.gguf")),
+        ("https://www.modelscope.cn/models/a/b", ("a/b", "modelscope", None, None, None)),
+    ],
+)
+def test_references_to_hubs(ref: str, parts: tuple[str | None, ...]) -> None:
+    found = parse_hub_ref(ref)
+    assert found is not None
+    assert (found.id, found.kind, found.revision, found.quant, found.file) == parts
+
+
+@pytest.mark.parametrize("ref", ["qwen2.5:7b", "Qwen3-8B", "a/../b", "a//b", ""])
+def test_what_is_no_reference_to_a_hub(ref: str) -> None:
+    assert parse_hub_ref(ref) is None

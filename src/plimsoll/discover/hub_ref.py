@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,10 @@ Kind = Literal["huggingface", "modelscope"]
 PREFIXES: dict[str, Kind] = {
     "hf": "huggingface", "huggingface": "huggingface", "ms": "modelscope", "modelscope": "modelscope",
 }  # fmt: skip
+_PAGE = re.compile(
+    r"https?://(?:www\.)?(?P<host>huggingface\.co|hf\.co|hf-mirror\.com|modelscope\.(?:cn|ai))/(?:models/)?"
+    r"(?P<id>[^/?#]+/[^/?#]+)(?:/(?:blob|resolve|tree|file/view)/(?P<revision>[^/?#]+)(?:/(?P<file>[^?#]+))?)?"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +31,13 @@ class HubRef:
 
 
 def parse_hub_ref(ref: str) -> HubRef | None:
-    """A reference such as `hf:Qwen/Qwen3-8B@main`, `ORG/NAME:Q4_K_M` or `ORG/NAME/FILE.gguf`; None if it is no such."""
+    """A reference such as `hf:Qwen/Qwen3-8B@main`, `ORG/NAME:Q4_K_M`, `ORG/NAME/FILE.gguf`, or a page's address.
+
+    None if it is no such.
+    """
+    if page := _PAGE.match(ref):
+        place: Kind = "modelscope" if page["host"].startswith("modelscope") else "huggingface"
+        return HubRef(id=page["id"], kind=place, revision=page["revision"], file=page["file"])
     prefix, colon, rest = ref.partition(":")
     kind = PREFIXES.get(prefix.lower()) if colon else None
     text = rest if kind else ref

@@ -31,6 +31,13 @@ def read_model(path: Path, *, id: str) -> ModelFacts:
     if path.is_dir():
         if (path / "config.json").is_file():
             return read_directory(path, id=id)
+        if (path / "adapter_config.json").is_file():
+            base = _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+            raise FactError(
+                f"{path} holds an adapter, not a model",
+                hint=f"Name the model that it was made for{f': {base}' if isinstance(base, str) else ''}.",
+                source=str(path),
+            )
         return read_gguf_files(_first_gguf(path), id=id)
     if not path.is_file():
         raise FactError(f"{path} does not exist", hint="Name a .gguf file, a model directory or a hub id.", source=id)

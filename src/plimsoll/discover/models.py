@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from plimsoll.discover.hub_ref import PREFIXES, is_offline, parse_hub_ref
+from plimsoll.discover.hub_ref import HubRef, is_offline, parse_hub_ref
 from plimsoll.discover.local import read_model
 from plimsoll.errors import FactError
 from plimsoll.facts import catalogue
@@ -31,9 +31,8 @@ def find_model(
             return catalogue.model(ref, form=form)
         return read_model(local, id=ref)
     hub_ref = parse_hub_ref(ref)
-    if hub_ref is None or hub_ref.revision is None:
-        prefix, _, rest = ref.partition(":")
-        name = rest if prefix in (*PREFIXES, "ollama") else ref
+    if hub_ref is None or hub_ref.revision in (None, "main", "master"):
+        name = _name(ref, hub_ref)
         if catalogue.find(name, form=form) is not None:
             return catalogue.model(name, form=form)
     if hub_ref is None:
@@ -49,3 +48,10 @@ def find_model(
 
     with Hub.resolve(environ, kind=hub_ref.kind) as hub:
         return hub.read_model(hub_ref)
+
+
+def _name(ref: str, hub_ref: HubRef | None) -> str:
+    """What the catalogue is asked for: the reference without what only says where to look."""
+    if hub_ref is None:
+        return ref.removeprefix("ollama:")
+    return hub_ref.file or (f"{hub_ref.id}:{hub_ref.quant}" if hub_ref.quant else hub_ref.id)

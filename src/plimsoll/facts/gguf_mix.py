@@ -1,7 +1,8 @@
 """A model's shapes as the tensors of a GGUF file of a given type, by the rules of llama.cpp's quantiser.
 
-Source: `llama_tensor_get_type_impl` and `tensor_type_fallback` in llama.cpp's `src/llama-quant.cpp`, 2026. Files that
-others made with an importance matrix or types of their own (`UD-`, `_XL`, ik_llama.cpp) differ by a few per cent.
+Source: `llama_tensor_get_type_impl` and `tensor_type_fallback` in llama.cpp's `src/llama-quant.cpp`, 2026. The `IQ` types
+are taken to be made with an importance matrix (most need one), the others without. Files that others made by recipes of
+their own (`UD-`, `_XL`, ik_llama.cpp) differ by a few per cent, or more.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ def _down(case: _Case, layer: int) -> str:
         return "Q5_K" if layer < case.layers // 16 else "Q4_K"
     if mix == "IQ3_M":
         return "Q4_K" if first or (case.experts == 8 and _more_bits(layer, case.layers)) else case.base
-    changed = {"Q2_K_S": "Q4_K", "Q4_K_S": "Q5_K", "IQ4_NL": "Q5_K", "IQ4_XS": "Q5_K"}.get(mix)
+    changed = {"Q2_K_S": "Q4_K", "Q4_K_S": "Q5_K"}.get(mix)
     if changed:
         return changed if first else case.base
     return {"Q2_K": "Q3_K", "Q3_K_L": "Q5_K"}.get(mix, case.base)
