@@ -1,8 +1,8 @@
 """A model's shapes as the tensors of a GGUF file of a given type, by the rules of llama.cpp's quantiser.
 
-Source: `llama_tensor_get_type_impl` and `tensor_type_fallback` in llama.cpp's `src/llama-quant.cpp`, 2026. The `IQ` types
-are taken to be made with an importance matrix (most need one), the others without. Files that others made by recipes of
-their own (`UD-`, `_XL`, ik_llama.cpp) differ by a few per cent, or more.
+Source: `llama_tensor_get_type_impl` and `tensor_type_fallback` in llama.cpp's `src/llama-quant.cpp`, 2026. The `IQ`
+types are taken to be made with an importance matrix (most need one), the others without. Files that others made by
+recipes of their own (`UD-`, `_XL`, ik_llama.cpp) differ by a few per cent, or more.
 """
 
 from __future__ import annotations
