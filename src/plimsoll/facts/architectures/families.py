@@ -154,6 +154,9 @@ def _glm_moe(keys: Keys) -> Shapes:
         experts(shapes, keys, extra)
         shapes.linear("layers.{}.eh_proj", "mtp", keys.hidden, 2 * keys.hidden, at=extra, sharding="replicated",
                       quantized=False)  # fmt: skip
+        for name in ("shared_head.head", "embed_tokens"):
+            shapes.linear(f"layers.{{}}.{name}", "mtp", keys.vocab, keys.hidden, at=extra, sharding="vocab",
+                          quantized=False)  # fmt: skip
         shapes.role = None
     return shapes
 
