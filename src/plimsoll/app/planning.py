@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 
 from plimsoll.app.settings import Settings
@@ -64,4 +65,5 @@ def _engine_name(deployment: Deployment) -> str:
 def _facts(deployment: Deployment, settings: Settings, *, elsewhere: bool) -> ModelFacts:
     """What is known of the model: from its files if they are here, else from the catalogue or its hub."""
     path = None if elsewhere else local_weights(deployment, settings)
-    return find_model(deployment.model, path=path, form=deployment.quantization)
+    facts = find_model(deployment.model, path=path, form=deployment.quantization)
+    return replace(facts, task=deployment.task) if deployment.task else facts

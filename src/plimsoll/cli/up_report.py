@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ class TerminalReport:
         self._tasks: dict[str, TaskID] = {}
         self._rows = 0
         self._notes: dict[str, None] = {}
+        self._embeds: set[str] = set()
 
     def planned(self, plan: Plan) -> None:
         """Draw it."""
+        self._embeds = {one.candidate.deployment.name for one in plan.replicas if one.candidate.model.task == "embed"}
         draw_plan(self._console, plan)
 
     def confirm(self, question: str) -> bool:
@@ -101,7 +104,7 @@ class TerminalReport:
                         f"  {one.quantity.removesuffix('_bytes').replace('_', ' '):<14}"
                         f"{format_bytes(one.planned):>12} planned {format_bytes(one.actual):>12} reported"
                     )
-        self._say(_usage(running))
+        self._say(_usage(running, self._embeds))
         self._say(
             f"`plimsoll down {running.name}` stops it." if detached else "Ctrl-C stops it and everything it started."
         )
@@ -158,17 +161,28 @@ class JsonReport:
         print("stopping", file=sys.stderr)
 
 
-def _usage(running: RunningDeployment) -> str:
-    model = running.models[0]
+def _usage(running: RunningDeployment, embeds: Collection[str]) -> str:
+    """The address, a curl line and the same in Python, for the first model that answers in words if there is one."""
+    model = next((name for name in running.models if name not in embeds), running.models[0])
+    route, body, call, shown = (
+        ("embeddings", '"input": "Hello!"', 'embeddings.create(model="{}", input="Hello!")', "data[0].embedding[:4]")
+        if model in embeds
+        else (
+            "chat/completions",
+            '"messages": [{"role": "user", "content": "Hello!"}]',
+            'chat.completions.create(model="{}", messages=[{{"role": "user", "content": "Hello!"}}])',
+            "choices[0].message.content",
+        )
+    )
     key = ' -H "Authorization: Bearer $KEY"' if running.api_key else ""
     return f"""
 Address: {running.address}/v1
 
-  curl {running.address}/v1/chat/completions{key} -H 'Content-Type: application/json' \\
-    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+  curl {running.address}/v1/{route}{key} -H 'Content-Type: application/json' \\
+    -d '{{"model": "{model}", {body}}}'
 
   from openai import OpenAI
   client = OpenAI(base_url="{running.address}/v1", api_key="{"..." if running.api_key else "none"}")
-  answer = client.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello!"}}])
-  print(answer.choices[0].message.content)
+  answer = client.{call.format(model)}
+  print(answer.{shown})
 """
