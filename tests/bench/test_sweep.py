@@ -1,6 +1,7 @@
 """Sweeps, and what a server may refuse."""
 
 import asyncio
+import contextlib
 import itertools
 
 import pytest
@@ -134,6 +135,29 @@ def test_a_server_that_takes_nothing_is_one_error_with_its_own_words(respond, wo
 def test_a_server_that_is_not_there_is_one_error(unused_tcp_port: int) -> None:
     with pytest.raises(BenchError, match="cannot connect"):
         asyncio.run(sweep(Target(url=f"http://127.0.0.1:{unused_tcp_port}", model="m"), (1,), load=Load()))
+
+
+def test_a_server_that_dies_ends_the_sweep_and_its_last_requests_are_failures() -> None:
+    async def main() -> list[Level]:
+        alive = itertools.count()
+        seen: list[Level] = []
+        async with contextlib.AsyncExitStack() as stack:
+
+            def respond(path: str, body):
+                if next(alive) < 12:
+                    return chat(path, body)
+                dying.append(asyncio.create_task(stack.aclose()))
+                return [(0.0, None)]
+
+            dying: list[asyncio.Task] = []
+            url, _ = await stack.enter_async_context(serving(respond))
+            load = Load(output_tokens=2)
+            with pytest.raises(BenchError, match="cannot connect"):
+                await sweep(Target(url=url, model="m"), (2, 8), load=load, on_level=seen.append)
+            await asyncio.gather(*dying)
+        return seen
+
+    assert [level.concurrency for level in asyncio.run(main())] == [2]
 
 
 @pytest.mark.parametrize("levels", [(), (0,), (1, -1)])

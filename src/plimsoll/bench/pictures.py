@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from plimsoll.bench.pace import Closed, label
+from plimsoll.bench.pace import Arrivals, Closed, label
 from plimsoll.bench.records import Record, RecordedLevel, unpack_run
 from plimsoll.bench.row import Row
 from plimsoll.errors import BenchError
@@ -80,6 +80,16 @@ def _concurrency(level: RecordedLevel) -> int:
     return level.pace.concurrency if isinstance(level.pace, Closed) else 0
 
 
+def _asked(level: RecordedLevel) -> float:
+    """How much load it was: what orders the points of a curve, which may bend back."""
+    return level.pace.rate_per_s if isinstance(level.pace, Arrivals) else float(_concurrency(level))
+
+
+def _scale(most_s: float) -> tuple[float, str]:
+    """(factor, unit) in which times up to `most_s` read well."""
+    return (1.0, "s") if most_s >= 2.0 else (1e3, "ms")
+
+
 def _figure(width: float, height: float, columns: int) -> tuple[Figure, Sequence[Axes]]:
     from matplotlib.figure import Figure
 
@@ -139,7 +149,7 @@ def _invalid(axes: Axes, levels: Sequence[RecordedLevel], xs: Sequence[float], y
 
 def _latency(levels: Sequence[RecordedLevel]) -> Figure:
     figure, (pareto, first) = _figure(8.0, 3.2, 2)
-    ordered = sorted(levels, key=lambda level: level.summary.tokens_per_s or level.summary.requests_per_s)
+    ordered = sorted(levels, key=_asked)
     tokens = any(level.summary.tokens_per_s for level in ordered)
     xs = [level.summary.tokens_per_s if tokens else level.summary.requests_per_s for level in ordered]
     if tokens:
@@ -148,20 +158,21 @@ def _latency(levels: Sequence[RecordedLevel]) -> Figure:
         pareto.set_title("Speed for one against speed for all")
         pareto.set_ylabel("tokens/s of one request")
     else:
-        ys = [level.summary.e2e_s.p50 * 1e3 for level in ordered]
+        ys = [level.summary.e2e_s.p50 for level in ordered]
         pareto.plot(xs, ys, color=BLUE, marker="o", markersize=4)
         pareto.set_title("Time of a request")
-        pareto.set_ylabel("e2e p50, ms")
+        pareto.set_ylabel("e2e p50, s")
     _name(pareto, ordered, xs, ys)
-    highest = 0.0
-    for share, colour in (("p50", BLUE), ("p99", ORANGE)):
-        of = [getattr(level.summary.ttft_s if tokens else level.summary.e2e_s, share) * 1e3 for level in ordered]
+    times = [level.summary.ttft_s if tokens else level.summary.e2e_s for level in ordered]
+    highest = max(max(time.p50, time.p99) for time in times)
+    factor, unit = _scale(highest)
+    for share, colour, below in (("p50", BLUE, -9), ("p99", ORANGE, 2)):
+        of = [getattr(time, share) * factor for time in times]
         first.plot(xs, of, color=colour, marker="o", markersize=4)
-        first.annotate(share, (xs[-1], of[-1]), textcoords="offset points", xytext=(6, -3), fontsize=8, color=colour)
-        highest = max(highest, *of)
+        first.annotate(share, (xs[-1], of[-1]), textcoords="offset points", xytext=(6, below), fontsize=8, color=colour)
     first.set_title("Time to the first token" if tokens else "Time of a request")
-    first.set_ylabel("ms")
-    for axes, most in ((pareto, max(ys)), (first, highest)):
+    first.set_ylabel(unit)
+    for axes, most in ((pareto, max(ys)), (first, highest * factor)):
         axes.set_xlabel("output tokens/s, all requests together" if tokens else "requests/s")
         axes.set_ylim(0, most * 1.15 or 1.0)
         axes.set_xlim(0, max(xs) * 1.15 or 1.0)
@@ -183,17 +194,18 @@ def _cdfs(levels: Sequence[RecordedLevel]) -> Figure:
         ("Whole request", lambda row: row.e2e_s),
     )
     for axes, (title, value) in zip(panels, times, strict=True):
-        most = 0.0
-        for level, colour in zip(levels, colours, strict=True):
-            found = sorted(v * 1e3 for row in _good(level) if (v := value(row)) is not None)
+        samples = [sorted(v for row in _good(level) if (v := value(row)) is not None) for level in levels]
+        most_s = max((found[-1] for found in samples if found), default=0.0)
+        factor, unit = _scale(most_s)
+        for level, colour, found in zip(levels, colours, samples, strict=True):
             if found:
-                shares = [(i + 1) / len(found) for i in range(len(found))]
-                axes.step([found[0], *found], [0.0, *shares], where="post", color=colour, label=label(level.pace))
-                most = max(most, found[-1])
+                at = [v * factor for v in (found[0], *found)]
+                shares = [i / len(found) for i in range(len(found) + 1)]
+                axes.step(at, shares, where="post", color=colour, label=label(level.pace))
         axes.set_title(title)
-        axes.set_xlabel("ms")
+        axes.set_xlabel(unit)
         axes.set_ylim(0, 1.02)
-        axes.set_xlim(0, most * 1.05 or 1.0)
+        axes.set_xlim(0, most_s * factor * 1.05 or 1.0)
     panels[0].set_ylabel("share of requests")
     lines = panels[-1].get_lines()
     names = [str(line.get_label()) for line in lines]

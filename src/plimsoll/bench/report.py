@@ -15,6 +15,10 @@ HEADER = (
 """Of answers made of tokens, without a service level and without repeats."""
 
 
+UNSTEADY_SPREAD = 0.2
+"""Of the repeats' throughput, over their middle: beyond it a figure says little."""
+
+
 def columns(level: Level) -> dict[str, str]:
     """One level's cells by the name of their column; times say their unit. Levels of one measurement have the same."""
     s = level.summary
@@ -74,6 +78,9 @@ def remarks(levels: Sequence[Level]) -> list[str]:
     for level in levels:
         s = level.summary
         for text in [f"not valid: {fault}" for fault in s.invalid]:
+            found.setdefault(text, []).append(level.label)
+        if level.spread is not None and level.spread > UNSTEADY_SPREAD:
+            text = "the repeats differ much: the machine was not quiet, or too few requests were sent"
             found.setdefault(text, []).append(level.label)
         if s.errors:
             kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(s.errors.items()))
