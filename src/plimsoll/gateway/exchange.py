@@ -25,7 +25,7 @@ CLIENT_LEFT = 499
 _RETRY_STATUS = frozenset({502, 503})
 _BYTES_PER_TOKEN = 4
 """Of English text in common vocabularies, roughly: for balancing and limits until the engine has counted."""
-_REQUEST = b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
+_REQUEST = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n%b\r\n%b"
 
 
 class Exchange:
@@ -169,10 +169,8 @@ class Exchange:
             self._ask_usage = may_ask and not wants_usage(self._content)
             if self._ask_usage:
                 body = ask_usage(body, self._content)
-        return _REQUEST % (
-            path, upstream.host.encode(), upstream.port, content_type, len(body), self.request_id,
-            self.request.forwarded(), body,
-        )  # fmt: skip
+        forwarded = self.request.forwarded()
+        return _REQUEST % (path, target.host, content_type, len(body), self.request_id, forwarded, body)
 
     def received(self, connection: Connection, data: bytes, *, complete: bool) -> None:
         """A part of the answer."""

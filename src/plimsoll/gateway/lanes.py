@@ -51,11 +51,13 @@ class Waiter(Sender, Protocol):
 class Target:
     """A replica, its load and its connections."""
 
-    __slots__ = ("failures", "lanes", "open_until_s", "pool", "probing", "running", "tokens", "upstream")
+    __slots__ = ("failures", "host", "lanes", "open_until_s", "pool", "probing", "running", "tokens", "upstream")
 
     def __init__(self, upstream: Upstream, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.upstream = upstream
         self.pool = Pool(upstream.host, upstream.port, settings, loop)
+        self.host = f"{upstream.host}:{upstream.port}".encode()
+        """For the Host header."""
         self.lanes: list[Lane] = []
         self.running = 0
         self.tokens = 0
@@ -214,11 +216,14 @@ class Lane:
         return min(60.0, 1.0 + self.waiting / max(slots, 1))
 
     def _choose(self, waiter: Waiter, now_s: float) -> Target | None:
+        if len(self.targets) == 1:
+            only = self.targets[0]
+            return only if only.running < only.upstream.concurrency and only.usable(now_s) else None
         free = [t for t in self.targets if t.running < t.upstream.concurrency and t.usable(now_s)]
         if len(free) > 1 and waiter.avoid:
             free = [target for target in free if target.upstream.name != waiter.avoid]
-        if not free or len(self.targets) == 1:
-            return free[0] if free else None
+        if not free:
+            return None
         blocks = prompt_blocks(waiter.body)
         index = 0
         if len(free) > 1:

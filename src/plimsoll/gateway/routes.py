@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from plimsoll.gateway.adapters import Adapt
 from plimsoll.gateway.embeddings import adapt_embeddings
@@ -32,11 +32,11 @@ class Route:
     """Whether errors are in Anthropic's form, which holds OpenAI's."""
     default_model: bool = False
     """Whether the body may leave out the model when only one fits."""
+    name: str = field(init=False)
+    """For metrics and logs."""
 
-    @property
-    def name(self) -> str:
-        """For metrics and logs."""
-        return self.path.decode()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.path.decode())
 
 
 _GENERATE = ("chat", "completion")

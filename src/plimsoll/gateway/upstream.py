@@ -15,6 +15,7 @@ from plimsoll.gateway.settings import Settings
 
 _HEAD_BYTES = 256 << 10
 _IDLE_CONNECTIONS = 256
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class Sender(Protocol):
@@ -158,12 +159,16 @@ class Connection(asyncio.Protocol):
             self.keep_alive = False
             return
         self._in_head = True
+        self._until_close = True
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; trailers are dropped."""
         if self._in_head:
-            self.headers.append((name.lower(), value))
+            name = name.lower()
+            self.headers.append((name, value))
+            if name in _FRAMING:
+                self._until_close = False
 
     def on_headers_complete(self) -> None:
         """The head is whole; of a 1xx answer another follows."""
@@ -174,10 +179,8 @@ class Connection(asyncio.Protocol):
         if status >= 200:
             self._begun = True
             self.keep_alive = self._parser.should_keep_alive()
-            names = [name for name, _ in self.headers]
-            self._until_close = not (
-                b"content-length" in names or b"transfer-encoding" in names or status in (204, 304)
-            )
+            if status in (204, 304):
+                self._until_close = False
 
     def on_body(self, data: bytes) -> None:
         """A part of the body, without its framing."""
