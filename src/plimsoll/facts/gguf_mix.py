@@ -24,6 +24,9 @@ FILE_MIXES: dict[str, str] = {
 }  # fmt: skip
 """File types and the type that most of their tensors have; Q2_K_M is what some call Q2_K."""
 
+_FUSED = frozenset(
+    {"phi3", "qwen", "chatglm", "falcon", "bloom", "mpt", "gpt2", "gpt_neox", "gpt_bigcode", "phi", "dbrx"}
+)
 _FALLBACK = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
     **dict.fromkeys(("Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
@@ -43,6 +46,8 @@ class _Case:
     """Query heads per key-value head."""
     experts: int
     tied: bool
+    fused: bool
+    """Whether the file has query, key and value in one tensor, which is treated as a value is."""
     large: bool
     """`_L` after a type: embedding and output in Q8_0, as some publishers do."""
     seventy: bool
@@ -63,6 +68,7 @@ def quantized_to_gguf(model: ModelFacts, mix: str) -> ModelFacts:
         groups=model.heads // max(1, model.kv_heads),
         experts=model.moe.experts if model.moe else 1,
         tied=model.tied_embeddings,
+        fused=str(model.config.get("model_type")) in _FUSED,
         large=large,
         seventy=model.layers == 80 and model.heads == 8 * model.kv_heads and model.hidden_size == 8192,
     )
@@ -149,6 +155,8 @@ def _type_of(part: TensorClass, layer: int, case: _Case) -> str:
         return case.base if case.base == "Q8_0" else "Q6_K"
     if part.role == "embedding":
         return _embedding(case)
+    if case.fused and part.name.endswith(("q_proj", "k_proj", "v_proj")):
+        return _value(case, layer)
     for ending, rule in _RULES:
         if part.name.endswith(ending):
             return rule(case, layer)
@@ -249,13 +257,7 @@ def _gate(case: _Case, layer: int) -> str:
     return "IQ3_XXS" if case.mix == "IQ3_XS" and middle else case.base
 
 
-def _fused(case: _Case, layer: int) -> str:
-    return {"Q3_K_M": "Q4_K", "Q3_K_L": "Q4_K", "IQ3_M": "Q4_K", "Q4_K_M": "Q5_K", "Q5_K_M": "Q6_K"}.get(
-        case.mix, case.base
-    )
-
-
 _RULES: tuple[tuple[tuple[str, ...], Callable[[_Case, int], str]], ...] = (
     (("v_proj",), _value), (("k_proj",), _key), (("q_proj",), _query), (("down_proj",), _down),
-    (("o_proj",), _output), (("gate_proj", "up_proj"), _gate), (("qkv_proj", "in_proj_qkv"), _fused),
+    (("o_proj",), _output), (("gate_proj", "up_proj"), _gate), (("qkv_proj", "in_proj_qkv"), _value),
 )  # fmt: skip
