@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plimsoll.errors import FactError
-from plimsoll.facts.architectures import hybrid, recent
+from plimsoll.facts.architectures import audio, hybrid, recent
 from plimsoll.facts.architectures.encoder import ENCODERS
 from plimsoll.facts.architectures.families import FAMILIES, Family
 from plimsoll.facts.architectures.keys import Keys
@@ -38,6 +38,7 @@ _RECENT: dict[str, Family] = {
     "step3p5": recent.step3, "step3p7": recent.step3,
 }  # fmt: skip
 _DECODERS = {**FAMILIES, **_LATENT, **_HYBRID, **_RECENT}
+_TOWERS = {**TOWERS, "qwen2_audio": audio.whisper, "minicpmv": audio.minicpm_v, "phi3_v": audio.phi3_v}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,8 @@ def build(whole: Keys, text: Keys) -> Built:
             source=whole.source,
         )
     shapes = family(text)
-    tower = TOWERS.get(str(whole.get("model_type")))
-    if tower is not None and whole.has("vision_config"):
+    tower = _TOWERS.get(str(whole.get("model_type")))
+    if tower is not None and whole.has("vision_config", "audio_config", "img_processor"):
         shapes.role = "vision"
         tower(shapes, whole, text)
         shapes.role = None

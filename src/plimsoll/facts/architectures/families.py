@@ -38,7 +38,8 @@ _CLASSIC = Style(qkv_bias=True, out_bias=True, mlp_bias=True, norm_bias=True, ga
 
 _STYLES: dict[str, Style] = {
     "llama": _LLAMA, "mistral": _LLAMA, "ministral": _LLAMA, "ministral3": _LLAMA, "mixtral": _LLAMA, "yi": _LLAMA,
-    "internlm2": _LLAMA, "baichuan": _LLAMA, "phi3": _LLAMA, "smollm3": replace(_LLAMA, tied=True), "mimo": _QWEN2,
+    "internlm2": _LLAMA, "baichuan": _LLAMA, "phi3": _LLAMA, "phi3_v": _LLAMA,
+    "minicpmv": _QWEN2, "smollm3": replace(_LLAMA, tied=True), "mimo": _QWEN2,
     "internlm3": Style(qkv_bias=None), "aquila": _LLAMA, "orion": Style(norm_bias=True), "minicpm": _LLAMA,
     "granite": _LLAMA, "granitemoe": replace(_LLAMA, tied=True), "granitemoeshared": replace(_LLAMA, tied=True),
     "helium": _LLAMA, "nanochat": _LLAMA, "telechat": _LLAMA, "xverse": _LLAMA, "solar": _LLAMA, "exaone": _LLAMA,
