@@ -195,10 +195,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="per load and gateway")
     parser.add_argument("--chunks", type=int, default=200, help="events of a stream, one every 10 ms")
     parser.add_argument("--out", type=pathlib.Path)
-    parser.add_argument("--serve", nargs=2, type=int, metavar=("PORT", "UPSTREAM"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs="+", type=int, metavar="PORT", help="be the gateway: its port, then engines'")
+    parser.add_argument("--open", action="store_true", help="with --serve: ask for no key")
     options = parser.parse_args()
     if options.serve:
-        serve(*options.serve)
+        serve(options.serve[0], options.serve[1:], keys=() if options.open else (KEY,))
         return
     with tempfile.TemporaryDirectory() as folder:
         scratch = pathlib.Path(folder)
@@ -240,19 +241,30 @@ def show(name: str, results: dict[str, dict[str, dict[str, float]]]) -> None:
         print(line, flush=True)
 
 
-def serve(port: int, upstream: int) -> None:
-    """Plimsoll's gateway in this process, keys and usage on."""
+def serve(port: int, engines: list[int], *, keys: tuple[str, ...]) -> None:
+    """Plimsoll's gateway in this process: keys with limits, usage on disk, an access log, metrics."""
     import uvloop
 
+    from plimsoll.gateway.access_log import AccessLog
+    from plimsoll.gateway.accounts import Accounts
+    from plimsoll.gateway.keys import ApiKey, KeyRing, digest
     from plimsoll.gateway.server import Gateway
-    from plimsoll.gateway.settings import Settings
+    from plimsoll.gateway.store import Store
     from plimsoll.gateway.table import RouteTable, Upstream
 
     async def forever() -> None:
-        front = Gateway(Settings(api_keys=(KEY,)))
+        folder = pathlib.Path(tempfile.mkdtemp())
+        accounts = Accounts(Store(folder / "gateway.db"))
+        front = Gateway(observe=accounts.note)
+        front.observers.append(AccessLog(folder / "access.jsonl").note)
+        await accounts.start(front)
+        if keys:
+            limits = {"requests_per_min": 10**9, "tokens_per_min": 10**12, "concurrency": 10**6}
+            known = [ApiKey(name="bench", digest=digest(key.encode()), **limits) for key in keys]
+            front.use_keys(KeyRing(known, now_s=asyncio.get_running_loop().time(), unix_s=time.time()))
         await front.start("127.0.0.1", port)
-        replica = Upstream(name="fake-0", host="127.0.0.1", port=upstream, concurrency=4096)
-        front.update(RouteTable(models={"fake": (replica,)}))
+        replicas = [Upstream(name=f"fake-{at}", host="127.0.0.1", port=at, concurrency=4096) for at in engines]
+        front.update(RouteTable(models={"fake": tuple(replicas)}))
         await asyncio.Event().wait()
 
     uvloop.run(forever())
