@@ -9,6 +9,7 @@ import threading
 from array import array
 from dataclasses import replace
 
+import made
 import pytest
 from scripted import answer, paced, serving
 
@@ -258,22 +259,19 @@ def test_what_counts_as_goodput() -> None:
     assert not Slo(ttft_s=9.0).met(Row(intended_s=0.0, error="timeout"))
 
 
-def test_a_run_that_missed_its_concurrency_is_not_valid() -> None:
-    calls = itertools.count()
-
-    def respond(path: str, body):
-        return paced(1, ttft_s=0.5 if next(calls) == 2 else 0.01)
-
-    [level], _ = run(respond, Closed(concurrency=4), requests=8, turns=1)
-    assert level.summary.valid
-    row = level.run.rows[0]
-    row.sent_s += 1.0
-    late = summarise(level.run, concurrency=4)
-    assert any("sends were late" in fault for fault in late.invalid)
-    assert any(
-        "not valid" in line for line in table_lines([Level(pace=level.pace, summary=late, run=level.run, model="m")])
-    )
-    assert any("were asked for" in fault for fault in summarise(level.run, concurrency=16).invalid)
+def test_a_run_that_was_not_what_was_asked_for_is_not_valid() -> None:
+    run = made.run(1, concurrency=4)
+    assert summarise(run, concurrency=4).valid
+    [fault] = summarise(run, concurrency=5).invalid
+    assert "5 were asked for" in fault
+    busy = replace(run, generator=replace(run.generator, cpu_share=0.99))
+    assert "99% of a core" in summarise(busy, concurrency=4).invalid[0]
+    slow = replace(run, generator=replace(run.generator, timer_lag_s=0.2))
+    assert "the load generator is the limit" in summarise(slow, concurrency=4).invalid[0]
+    run.rows[0].sent_s += 1.0
+    late = summarise(run, concurrency=4)
+    assert "sends were late" in late.invalid[0]
+    assert "not valid: sends were late" in "\n".join(table_lines([replace(made.level(run), summary=late)]))
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_failures_are_counted_and_averaged_into_nothing() -> None:
     assert level.summary.errors == {"http_500": 3}
     assert level.summary.ttft_s.count == 3
     assert level_json(level)["failed_by_kind"] == {"http_500": 3}
-    assert "3 of 6 requests failed: 3 http_500" in "\n".join(table_lines([level]))
+    assert "3 of 6 requests failed: 3 http_500 (boom)" in "\n".join(table_lines([level]))
 
 
 def test_a_table_line_per_level_under_the_header() -> None:

@@ -83,7 +83,7 @@ def remarks(levels: Sequence[Level]) -> list[str]:
             text = "the repeats differ much: the machine was not quiet, or too few requests were sent"
             found.setdefault(text, []).append(level.label)
         if s.errors:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(s.errors.items()))
+            kinds = ", ".join(f"{count} {kind}{_said(s, kind)}" for kind, count in sorted(s.errors.items()))
             found.setdefault(f"{s.failed} of {s.requests} requests failed: {kinds}", []).append(level.label)
     lines = [f"{', '.join(where)}: {text}" for text, where in found.items()]
     notes = dict.fromkeys(note for level in levels for note in (*level.notes, *level.summary.notes))
@@ -120,6 +120,11 @@ def machine_json(level: Level) -> dict[str, float | None]:
     }
 
 
+def _said(s: Summary, kind: str) -> str:
+    words = s.said.get(kind, "")
+    return f" ({words})" if words else ""
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
@@ -131,6 +136,7 @@ def summary_json(s: Summary) -> dict[str, Any]:
         "invalid_because": list(s.invalid),
         "requests": s.requests,
         "failed_by_kind": dict(s.errors),
+        "first_failure_said": dict(s.said),
         "window_s": s.window_s,
         "wall_s": s.wall_s,
         "mean_in_flight": s.concurrency,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from plimsoll.bench.row import Row, TokenBasis
 from plimsoll.bench.run import Run
@@ -26,6 +26,8 @@ class Summary:
     requests: int
     """Measured ones, failed ones included."""
     errors: Mapping[str, int]
+    said: Mapping[str, str] = field(default_factory=dict)
+    """The first failure's own words, by kind."""
     window_s: float
     """Length of the steady state; rates are of what arrived in it."""
     wall_s: float
@@ -104,6 +106,7 @@ def summarise(run: Run, *, concurrency: int | None = None, slo: Slo | None = Non
     return Summary(
         requests=len(measured),
         errors=dict(Counter(row.error for row in measured if row.error is not None)),
+        said={row.error: row.detail for row in reversed(measured) if row.error is not None},
         window_s=window_s,
         wall_s=max((row.end_s for row in measured), default=0.0) - min((row.sent_s for row in measured), default=0.0),
         concurrency=in_flight,
