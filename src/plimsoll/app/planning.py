@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from plimsoll.app.settings import Settings
 from plimsoll.app.weights import local_weights
-from plimsoll.discover.engines import engines
+from plimsoll.discover.engines import engines, reference_engines
 from plimsoll.discover.machine import this_machine
 from plimsoll.discover.models import find_model
 from plimsoll.errors import PlanError, SpecError
@@ -27,7 +27,8 @@ def make_plan(spec: Spec, settings: Settings, *, on: str | None = None) -> Plan:
     can load it.
     """
     wanted = {_engine_name(deployment) for deployment in spec.models}
-    usable = [engine.facts for engine in engines().values() if not engine.facts.fake or engine.facts.name in wanted]
+    known = reference_engines() if on else engines()
+    usable = [engine.facts for engine in known.values() if not engine.facts.fake or engine.facts.name in wanted]
     models = {deployment.name: _facts(deployment, settings, elsewhere=on is not None) for deployment in spec.models}
     hosts = parse_hosts(on) if on else (this_machine(),)
     return solve(spec, models, hosts, usable, rules=check)

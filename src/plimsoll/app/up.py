@@ -18,13 +18,14 @@ from typing import IO, Protocol
 
 from plimsoll.app import running as looking
 from plimsoll.app.chat import FirstAnswer, first_answer
-from plimsoll.app.measuring import LEVELS, Measured, measure
+from plimsoll.app.measuring import measure, of_deployment
 from plimsoll.app.planning import make_plan, refuse_unfit
 from plimsoll.app.running import RunningDeployment
 from plimsoll.app.serial import error_from_json, plan_to_json
 from plimsoll.app.settings import Settings
 from plimsoll.app.target import Overrides, deployment_name, spec_of
 from plimsoll.app.weights import fetch_weights, local_weights
+from plimsoll.bench.measure import Level
 from plimsoll.errors import LaunchError
 from plimsoll.launch.logs import last_words, new_log, read_lines
 from plimsoll.launch.state import DeploymentRow, State
@@ -72,7 +73,7 @@ class UpReport(Protocol):
     def answered(self, answer: FirstAnswer) -> None:
         """The first request through the gateway came back."""
 
-    def measured(self, measured: Measured) -> None:
+    def measured(self, level: Level) -> None:
         """One concurrency of the sweep is done."""
 
     def up(self, running: RunningDeployment, *, detached: bool) -> None:
@@ -110,7 +111,8 @@ def bring_up(request: UpRequest, settings: Settings, report: UpReport) -> None:
             if replica.candidate.model.task in ("chat", "completion"):
                 report.answered(first_answer(running.address, model=_served(replica), api_key=running.api_key))
                 if request.bench:
-                    measure(running, model=_served(replica), levels=LEVELS, settings=settings, on_level=report.measured)
+                    job = of_deployment(running, _served(replica))
+                    measure(job, settings=settings, on_level=report.measured)
                 break
         report.up(service.look(), detached=request.detach)
         if not request.detach:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from plimsoll import __version__
-from plimsoll.cli import check_commands, plan_commands, run_commands
+from plimsoll.cli import bench_commands, check_commands, plan_commands, run_commands, weight_commands
 from plimsoll.errors import LaunchError, PlanError, PlimsollError
 
 app = typer.Typer(
@@ -40,6 +40,8 @@ def _root(
 plan_commands.register(app)
 check_commands.register(app)
 run_commands.register(app)
+bench_commands.register(app)
+weight_commands.register(app)
 
 
 def main() -> None:

@@ -9,21 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from plimsoll.app.chat import FirstAnswer
-from plimsoll.app.measuring import Measured
+from plimsoll.app.measuring import FIRST_LOAD
 from plimsoll.app.running import RunningDeployment
 from plimsoll.app.serial import plan_to_json
+from plimsoll.bench.measure import Level
+from plimsoll.bench.report import level_json, remarks, table_cells
 from plimsoll.cli.draw import draw_plan
+from plimsoll.cli.fetching import FetchProgress
 from plimsoll.plan.types import Plan, Replica
 from plimsoll.units import format_bytes, format_seconds
 
@@ -37,8 +31,7 @@ class TerminalReport:
     def __init__(self, console: Console, *, ask: bool) -> None:
         self._console = console
         self._ask = ask
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._fetching = FetchProgress(console)
         self._rows = 0
         self._notes: dict[str, None] = {}
         self._embeds: set[str] = set()
@@ -54,24 +47,11 @@ class TerminalReport:
 
     def fetching(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
         """A bar on a terminal; in a pipe one line when it is there."""
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(),
-                TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal, transient=True,
-            )  # fmt: skip
-            self._progress.start()
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(f"Fetching {name}", total=total_bytes)
-        self._progress.update(self._tasks[name], completed=done_bytes, total=total_bytes)
-        if total_bytes is not None and done_bytes >= total_bytes and not self._progress.tasks[self._tasks[name]].fields:
-            self._progress.update(self._tasks[name], told=True)
-            self._say(f"Fetched {name}, {format_bytes(total_bytes)}")
+        self._fetching(name, done_bytes, total_bytes)
 
     def starting(self, replicas: tuple[Replica, ...], *, state_dir: Path) -> None:
         """Name what starts."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        self._fetching.close()
         names = ", ".join(f"{one.name} ({one.candidate.engine.name})" for one in replicas)
         self._say(f"Starting {names}; logs in {state_dir / 'logs'}")
 
@@ -83,14 +63,15 @@ class TerminalReport:
         """The answer itself, and how long its first token took."""
         self._say(f'First answer, first token after {format_seconds(answer.first_token_s)}: "{answer.text}"')
 
-    def measured(self, measured: Measured) -> None:
+    def measured(self, level: Level) -> None:
         """One row; the head of the table before the first."""
         if not self._rows:
-            self._say(f"\nMeasured through the gateway ({measured.what}):")
+            sizes = f"{FIRST_LOAD.prompt_tokens} tokens in, {FIRST_LOAD.output_tokens} out"
+            self._say(f"\nMeasured through the gateway ({sizes}):")
             self._say("  ".join(head.rjust(width) for head, width in zip(_HEADER, _WIDTHS, strict=True)))
         self._rows += 1
-        self._say("  ".join(cell.rjust(width) for cell, width in zip(measured.cells, _WIDTHS, strict=True)))
-        self._notes |= dict.fromkeys(measured.notes)
+        self._say("  ".join(cell.rjust(width) for cell, width in zip(table_cells(level), _WIDTHS, strict=False)))
+        self._notes |= dict.fromkeys(remarks([level]))
 
     def up(self, running: RunningDeployment, *, detached: bool) -> None:
         """Planned beside reported, the address and how to use it."""
@@ -114,8 +95,7 @@ class TerminalReport:
         self._say("\nStopping ...")
 
     def _say(self, text: str) -> None:
-        console = self._progress.console if self._progress is not None else self._console
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class JsonReport:
@@ -147,9 +127,9 @@ class JsonReport:
         """Keep it."""
         self._document["first_answer"] = {"text": answer.text, "first_token_s": answer.first_token_s}
 
-    def measured(self, measured: Measured) -> None:
+    def measured(self, level: Level) -> None:
         """Keep the row."""
-        self._document.setdefault("measured", []).append(measured.json)
+        self._document.setdefault("measured", []).append(level_json(level))
 
     def up(self, running: RunningDeployment, *, detached: bool) -> None:
         """Print the document."""
