@@ -2,11 +2,16 @@
 
 import asyncio
 import math
+import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 
+import made
 import pytest
 
+from plimsoll.bench.summary import Slo
+from plimsoll.bench.trials import lines, measured_trial, score_of, trial_from_json, trial_to_json
 from plimsoll.bench.tune import Knob, Search, Trial, Tuning, conclude, tune
 from plimsoll.errors import BenchError
 
@@ -144,6 +149,41 @@ def test_effects_of_times_are_turned_round() -> None:
     found = conclude([slow, fast], [Knob(name="threads", values=(2, 1))])
     assert found.best is fast
     assert found.effects[0].ratio == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.5, "1", None, "q8_0"])
+def test_trials_are_kept_and_read_back(value) -> None:
+    trial = Trial(point=(("a", value), ("b", 2)), status="measured", score=1.0, figures={"x": 2.0}, predicted=3.0)
+    again = trial_from_json(trial_to_json(trial))
+    assert again == trial
+    assert type(again.point[0][1]) is type(value)
+    with pytest.raises(BenchError, match="not a trial"):
+        trial_from_json('{"status": "gone"}')
+
+
+def test_the_result_says_what_was_gained() -> None:
+    text = "\n".join(lines(search(Machine(), width=36, predict=lambda s: speed(s) / 2)))
+    assert "best: threads=1, slots=16, ubatch=256" in text
+    assert re.search(r"2\.[23]\d times the plan's", text)
+    assert re.search(r"threads 1 instead of 2: \+(2[89]|3[012])%", text)
+    assert "measured over planned: 2.0" in text
+    assert "36 settings left out unstarted" in text
+    none = conclude([Trial(point=(), status="failed", reason="out of memory")], KNOBS)
+    assert lines(none) == ["nothing could be measured", "out of memory"]
+
+
+def test_trials_of_levels() -> None:
+    summary = made.level(made.run(1), slo=Slo(ttft_s=1.0)).summary
+    scores = {name: score_of(summary, name) for name in ("throughput", "latency", "goodput")}
+    assert scores == {
+        "throughput": summary.tokens_per_s,
+        "latency": -summary.e2e_s.p50,
+        "goodput": summary.goodput_per_s,
+    }
+    good = measured_trial(summary, "throughput", seconds=5.0, cost_s=9.0)
+    assert (good.status, good.score) == ("measured", summary.tokens_per_s)
+    bad = measured_trial(replace(summary, invalid=("sends were late",)), "throughput", seconds=5.0, cost_s=9.0)
+    assert (bad.status, bad.reason) == ("failed", "sends were late")
 
 
 def test_the_pareto_set_has_nothing_that_another_beats_in_both() -> None:

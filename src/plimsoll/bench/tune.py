@@ -22,6 +22,7 @@ Value = str | int | float | bool | None
 Point = tuple[tuple[str, Value], ...]
 """One choice for every knob, in the knobs' order."""
 Status = Literal["measured", "failed", "infeasible"]
+Objective = Literal["throughput", "latency", "goodput"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
