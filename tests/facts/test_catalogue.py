@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import copy
+import random
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
 from plimsoll.errors import FactError
 from plimsoll.facts import catalogue
+from plimsoll.facts.config import facts_from_config
 from plimsoll.facts.ggml_types import BY_NAME
 from plimsoll.facts.rotary import rotary_cache_bytes
 from plimsoll.facts.sharding import weights_per_rank
@@ -164,6 +168,21 @@ def test_gguf_blocks_fit_the_rows_they_cut() -> None:
     for name in ("Qwen2.5-0.5B-Instruct-Q4_K_M", "gpt-oss-20b-MXFP4", "DeepSeek-R1-IQ1_S", "llama-2-7b-Q2_K"):
         for part in catalogue.model(name).tensors:
             assert part.bytes >= part.params * BY_NAME[part.dtype].bits / 8 - 1
+
+
+def test_damaged_configs_end_in_facts_or_a_fact_error() -> None:
+    chance = random.Random(11)
+    junk: list[Any] = [None, -1, 0, 1e30, "x", [], {}, [1, 2], True, 1 << 40, {"a": 1}, ["q", None], 3.5, float("nan")]
+    entries = [entry for entry in catalogue._entries() if len(str(entry["config"])) < 6000]
+    for _ in range(2500):
+        config = copy.deepcopy(chance.choice(entries)["config"])
+        inner = [value for value in config.values() if isinstance(value, dict) and value]
+        place = chance.choice([config, *inner])
+        place[chance.choice(list(place))] = chance.choice(junk)
+        try:
+            assert facts_from_config(config, id="m", source="test").weight_bytes >= 0
+        except FactError as error:
+            assert error.message
 
 
 def test_one_lookup_in_a_fresh_process_is_quick() -> None:

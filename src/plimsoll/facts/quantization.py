@@ -260,14 +260,23 @@ def _bitsandbytes(config: Mapping[str, Any]) -> Scheme:
     )
 
 
+def _block(value: Any) -> tuple[int, int] | None:
+    """Rows and columns that share a scale; None where the config does not say."""
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 2
+        or not all(type(side) is int and side > 0 for side in value)
+    ):
+        return None
+    return value[0], value[1]
+
+
 def _fp8(config: Mapping[str, Any]) -> Scheme:
-    block = config.get("weight_block_size")
-    if isinstance(block, list) and len(block) == 2:
-        shape = (int(block[0]), int(block[1]))
+    shape = _block(config.get("weight_block_size"))
+    if shape:
         small = config.get("scale_fmt") == "ue8m0" and config.get("expert_dtype") is not None
         packing = Packing(layout="fp8_block", bits=8, block=shape, scale_bytes=1 if small else 4)
     else:
-        shape = None
         packing = Packing(
             layout="fp8", bits=8, static_input=config.get("activation_scheme") == "static",
             per_channel=config.get("quant_method") == "fbgemm_fp8",
@@ -303,8 +312,8 @@ def _compressed_packing(weights: Mapping[str, Any], style: str) -> Packing:
     if floating:
         strategy = weights.get("strategy")
         if strategy == "block":
-            block = weights.get("block_structure") or [128, 128]
-            return Packing(layout="fp8_block", bits=8, block=(int(block[0]), int(block[1])), scale_bytes=2)
+            block = _block(weights.get("block_structure")) or (128, 128)
+            return Packing(layout="fp8_block", bits=8, block=block, scale_bytes=2)
         return Packing(layout="fp8", bits=8, per_channel=strategy == "channel")
     if "pack" in style or bits < 8:
         return Packing(layout="packed", bits=bits, group=max(0, group), zero_points=weights.get("symmetric") is False)

@@ -31,7 +31,7 @@ def whisper(shapes: Shapes, whole: Keys, text: Keys) -> None:
 def minicpm_v(shapes: Shapes, whole: Keys, text: Keys) -> None:
     """MiniCPM-V 2.6: SigLIP, and a resampler that lets learned queries look at the patches."""
     vision, width = whole.part("vision_config"), text.hidden
-    hidden, patch = vision.size("hidden_size", default=1152), vision.size("patch_size", default=14)
+    hidden, patch = vision.size("hidden_size", default=1152), vision.size("patch_size", default=14, least=1)
     add_stack(shapes, Vit(hidden=hidden, layers=vision.size("num_hidden_layers", default=27), patch_values=3 * patch**2,
                           inner=vision.size("intermediate_size", default=4304),
                           positions=(vision.size("image_size", default=980) // patch) ** 2))  # fmt: skip

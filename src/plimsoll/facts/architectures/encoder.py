@@ -47,7 +47,7 @@ def _encoder(keys: Keys, architecture: str, style: _Style) -> Shapes:
     shapes.linear("layers.{}.down", "mlp", hidden, inner, at=layers, cut="in", bias=down)
     shapes.vector("layers.{}.norms", 2 * hidden, at=layers, bias=style.norm_bias)
     _head(shapes, keys, architecture, style)
-    dim = hidden // keys.heads
+    dim = hidden // max(1, keys.heads)
     shapes.cache((
         AttentionGroup(
             kind="encoder", layers=keys.layers, heads=keys.heads, kv_heads=keys.heads, head_dim=dim, v_head_dim=dim
@@ -87,7 +87,7 @@ def modernbert(keys: Keys, architecture: str) -> Shapes:
         labels = keys.get("id2label")
         shapes.linear("classifier", "pooler", len(labels) if isinstance(labels, dict) else 2, hidden,
                       sharding="replicated", bias=True)  # fmt: skip
-    dim = hidden // keys.heads
+    dim = hidden // max(1, keys.heads)
     for kind, count in (("full", -(-keys.layers // 3)), ("local", keys.layers - -(-keys.layers // 3))):
         window = None if kind == "full" else keys.size("local_attention", default=128)
         shapes.cache((

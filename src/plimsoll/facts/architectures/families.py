@@ -256,17 +256,17 @@ def _nas(keys: Keys) -> Shapes:
     """Nemotron-NAS (DeciLM): each layer has its own heads and width, or lacks attention or the feed-forward layer."""
     shapes = Shapes()
     ends(shapes, keys)
-    blocks = keys.get("block_configs") or []
-    for layer, block in enumerate(blocks):
-        whole = Keys(block, source=keys.source)
+    blocks = keys.get("block_configs")
+    for layer, block in enumerate(blocks if isinstance(blocks, list) else ()):
+        whole = Keys(block if isinstance(block, dict) else {}, source=keys.source)
         heads, inner = whole.part("attention"), whole.part("ffn")
         if not heads.flag("no_op") and not heads.flag("replace_with_linear"):
-            attention(shapes, keys, _LLAMA, (layer,), kv_heads=keys.heads // heads.size("n_heads_in_group"))
+            attention(shapes, keys, _LLAMA, (layer,), kv_heads=keys.heads // heads.size("n_heads_in_group", least=1))
             shapes.vector("layers.{}.input_layernorm", keys.hidden, at=(layer,))
         elif heads.flag("replace_with_linear"):
             shapes.linear("layers.{}.self_attn.linear_attn", "attention", keys.hidden, keys.hidden, at=(layer,))
         if not inner.flag("no_op"):
-            width = int(2 * inner.get("ffn_mult") * keys.hidden / 3)
+            width = int(2 * inner.ratio("ffn_mult", default=4) * keys.hidden / 3)
             mlp(shapes, keys, _LLAMA, (layer,), -(-width // 256) * 256)
             shapes.vector("layers.{}.post_attention_layernorm", keys.hidden, at=(layer,))
     return shapes
@@ -320,7 +320,7 @@ def _opt(keys: Keys) -> Shapes:
 
 def _mpt(keys: Keys) -> Shapes:
     kv = keys.part("attn_config").size("kv_n_heads", default=keys.heads)
-    inner = int(keys.hidden * float(keys.get("expansion_ratio") or 4))
+    inner = int(keys.hidden * keys.ratio("expansion_ratio", default=4))
     return decoder(_with(keys, num_key_value_heads=kv, intermediate_size=inner), _STYLES["mpt"])
 
 

@@ -31,11 +31,9 @@ def _state(shapes: Shapes, at: Sequence[int], *, heads: int, dim: int, size: int
 def _split(keys: Keys, *, full_every: int = 4) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Layers with a state, layers with a cache."""
     kinds = keys.words("layer_types")
-    interval = keys.size("full_attention_interval", default=full_every)
-    full = tuple(
-        layer for layer in range(keys.layers)
-        if (kinds[layer].startswith(("full", "attention")) if kinds else layer % interval == interval - 1)
-    )  # fmt: skip
+    interval = keys.size("full_attention_interval", default=full_every, least=1)
+    named = tuple(layer for layer, kind in enumerate(kinds[: keys.layers]) if kind.startswith(("full", "attention")))
+    full = named if kinds else tuple(range(interval - 1, keys.layers, interval))
     return tuple(layer for layer in range(keys.layers) if layer not in set(full)), full
 
 
@@ -162,7 +160,8 @@ def jamba(keys: Keys) -> Shapes:
     """Jamba: one attention layer in eight, experts in every second."""
     shapes = Shapes()
     ends(shapes, keys)
-    period, offset = keys.size("attn_layer_period", default=8), keys.size("attn_layer_offset", default=4)
+    period = keys.size("attn_layer_period", default=8, least=1)
+    offset = keys.size("attn_layer_offset", default=4)
     layers = every(keys.layers)
     full = tuple(layer for layer in layers if layer % period == offset)
     mamba1(
@@ -283,7 +282,7 @@ def lfm2(keys: Keys) -> Shapes:
     inner = keys.size("block_ff_dim", default=keys.inner)
     if keys.flag("block_auto_adjust_ff_dim"):
         step = keys.size("block_multiple_of", default=256)
-        inner = -(-int(2 * inner / 3 * float(keys.get("block_ffn_dim_multiplier") or 1)) // step) * step
+        inner = -(-int(2 * inner / 3 * keys.ratio("block_ffn_dim_multiplier", default=1)) // step) * step
     mlp(shapes, keys, Style(), tuple(layer for layer in layers if layer not in set(sparse)), inner)
     if sparse:
         experts(shapes, keys, sparse)
@@ -297,7 +296,7 @@ def kimi_linear(keys: Keys) -> Shapes:
     layers = every(keys.layers)
     part = keys.part("linear_attn_config")
     listed = part.sizes("full_attn_layers")  # counted from one
-    group = keys.size("layer_group_size", default=4)
+    group = keys.size("layer_group_size", default=4, least=1)
     full = tuple(layer - 1 for layer in listed) or tuple(layer for layer in layers if layer % group == group - 1)
     linear = tuple(layer for layer in layers if layer not in set(full))
     source = part if part.values else keys

@@ -21,20 +21,33 @@ class Keys:
         """The first value that is there and not null, or None."""
         return next((self.values[name] for name in names if self.values.get(name) is not None), None)
 
-    def size(self, *names: str, default: int | None = None) -> int:
-        """A count or width, 0 to 2^31; FactError where it is absent without a default, or no such number."""
+    def size(self, *names: str, default: int | None = None, least: int = 0) -> int:
+        """A count or width, `least` to 2^31; FactError where it is absent without a default, or no such number."""
         value = self.get(*names)
         if value is None and default is not None:
             return default
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 31:
             raise FactError(
                 f"config.json says {' or '.join(names)} = {value!r}, where a whole number is needed",
                 hint="The model's files may be incomplete, or of an architecture that is not known yet.",
                 source=self.source,
             )
         return value
+
+    def ratio(self, *names: str, default: float) -> float:
+        """A factor between a thousandth and a thousand; FactError where it is no such number."""
+        value = self.get(*names)
+        if value is None:
+            return default
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 1e-3 <= value <= 1e3:
+            raise FactError(
+                f"config.json says {' or '.join(names)} = {value!r}, where a factor is needed",
+                hint="The model's files may be incomplete; fetch them again.",
+                source=self.source,
+            )
+        return float(value)
 
     def flag(self, *names: str, default: bool = False) -> bool:
         """A truth value."""

@@ -60,7 +60,7 @@ def add_projector(
 
 
 def _patch_values(vision: Keys, *, frames: int = 1) -> int:
-    patch = vision.size("patch_size", default=14)
+    patch = vision.size("patch_size", default=14, least=1)
     return vision.size("in_channels", "in_chans", "num_channels", default=3) * frames * patch * patch
 
 
@@ -68,7 +68,7 @@ def qwen2_vl(shapes: Shapes, whole: Keys, text: Keys) -> None:
     """Qwen2-VL: a plain tower and a merger of 2 x 2 patches."""
     vision = whole.part("vision_config")
     hidden = vision.size("embed_dim", default=1280)
-    inner = int(float(vision.get("mlp_ratio") or 4) * hidden)
+    inner = int(vision.ratio("mlp_ratio", default=4) * hidden)
     add_stack(shapes, Vit(hidden=hidden, layers=vision.size("depth", default=32), inner=inner, patch_bias=False,
                           patch_values=_patch_values(vision, frames=2)))  # fmt: skip
     merged = hidden * vision.size("spatial_merge_size", default=2) ** 2
@@ -105,7 +105,7 @@ def siglip(shapes: Shapes, whole: Keys, text: Keys) -> None:
     """Gemma 3: SigLIP and one projection; the pooling head is not part of the checkpoint."""
     vision = whole.part("vision_config")
     hidden, image = vision.size("hidden_size"), vision.size("image_size", default=896)
-    patches = (image // vision.size("patch_size", default=14)) ** 2
+    patches = (image // vision.size("patch_size", default=14, least=1)) ** 2
     add_stack(shapes, Vit(hidden=hidden, layers=vision.size("num_hidden_layers"),
                           inner=vision.size("intermediate_size"),
                           patch_values=_patch_values(vision), positions=patches))  # fmt: skip
@@ -138,7 +138,7 @@ def llava(shapes: Shapes, whole: Keys, text: Keys) -> None:
     hidden, image = vision.size("hidden_size", default=1024), vision.size("image_size", default=336)
     add_stack(shapes, Vit(hidden=hidden, layers=vision.size("num_hidden_layers", default=24), patch_bias=False,
                           inner=vision.size("intermediate_size", default=4096), patch_values=_patch_values(vision),
-                          positions=(image // vision.size("patch_size", default=14)) ** 2 + 2))  # fmt: skip
+                          positions=(image // vision.size("patch_size", default=14, least=1)) ** 2 + 2))  # fmt: skip
     shapes.vector("visual.layernorms", 2 * hidden, bias=True)
     add_projector(shapes, (hidden, text.hidden, text.hidden), bias=True)
 
@@ -165,14 +165,14 @@ def intern_vit(shapes: Shapes, whole: Keys, text: Keys) -> None:
     vision = whole.part("vision_config")
     hidden = vision.size("hidden_size", default=1024)
     image = vision.sizes("image_size") or (vision.size("image_size", default=448),)
-    patch = vision.sizes("patch_size") or (vision.size("patch_size", default=14),)
+    patch = vision.sizes("patch_size") or (vision.size("patch_size", default=14, least=1),)
     normed = vision.flag("qk_normalization", "use_qk_norm")
     add_stack(shapes, Vit(hidden=hidden, layers=vision.size("num_hidden_layers", default=24),
-                          inner=vision.size("intermediate_size", default=4096), patch_values=3 * patch[0] ** 2,
+                          inner=vision.size("intermediate_size", default=4096), patch_values=3 * max(1, patch[0]) ** 2,
                           attention_bias=vision.flag("qkv_bias", "attention_bias"), extra=(4 if normed else 2) * hidden,
                           norm_bias=vision.get("norm_type") != "rms_norm",
-                          positions=(image[0] // patch[0]) ** 2 + 2))  # fmt: skip
-    shuffled = hidden * round(1 / float(whole.get("downsample_ratio") or 0.5)) ** 2
+                          positions=(image[0] // max(1, patch[0])) ** 2 + 2))  # fmt: skip
+    shuffled = hidden * round(1 / whole.ratio("downsample_ratio", default=0.5)) ** 2
     add_projector(shapes, (shuffled, text.hidden, text.hidden), bias=True, norm=shuffled)
 
 
@@ -180,7 +180,7 @@ def mllama(shapes: Shapes, whole: Keys, text: Keys) -> None:
     """Llama 3.2 Vision: two stacks of layers, tables of tile positions, one projection."""
     vision = whole.part("vision_config")
     hidden, tiles = vision.size("hidden_size", default=1280), vision.size("max_num_tiles", default=4)
-    patches = (vision.size("image_size", default=560) // vision.size("patch_size", default=14)) ** 2 + 1
+    patches = (vision.size("image_size", default=560) // vision.size("patch_size", default=14, least=1)) ** 2 + 1
     ratios = vision.size("max_aspect_ratio_id", default=8) + 1
     extra_layers = vision.size("num_global_layers", default=8)
     plain = Vit(hidden=hidden, layers=vision.size("num_hidden_layers", default=32), patch_bias=False,
@@ -202,9 +202,9 @@ def llama4(shapes: Shapes, whole: Keys, text: Keys) -> None:
     hidden, image = vision.size("hidden_size", default=1408), vision.size("image_size", default=336)
     add_stack(shapes, Vit(hidden=hidden, layers=vision.size("num_hidden_layers", default=34), patch_bias=False,
                           inner=vision.size("intermediate_size", default=5632), patch_values=_patch_values(vision),
-                          positions=(image // vision.size("patch_size", default=14)) ** 2 + 2))  # fmt: skip
+                          positions=(image // vision.size("patch_size", default=14, least=1)) ** 2 + 2))  # fmt: skip
     shapes.vector("visual.layernorms", 2 * hidden, bias=True)
-    ratio = round(1 / float(vision.get("pixel_shuffle_ratio") or 0.5)) ** 2
+    ratio = round(1 / vision.ratio("pixel_shuffle_ratio", default=0.5)) ** 2
     middle = vision.size("projector_input_dim", default=4096)
     out = vision.size("projector_output_dim", default=4096)
     add_projector(shapes, (hidden * ratio, middle, out), bias=False)
@@ -234,7 +234,7 @@ def glm4v(shapes: Shapes, whole: Keys, text: Keys) -> None:
     """GLM-4.1V onwards: gated layers without biases, a convolution that merges patches, a gated merger."""
     vision = whole.part("vision_config")
     hidden, out = vision.size("hidden_size"), vision.size("out_hidden_size", default=text.hidden)
-    image, patch = vision.size("image_size", default=336), vision.size("patch_size", default=14)
+    image, patch = vision.size("image_size", default=336), vision.size("patch_size", default=14, least=1)
     inner = vision.size("intermediate_size")
     bias = vision.flag("attention_bias")
     add_stack(shapes, Vit(hidden=hidden, layers=vision.size("depth"), inner=out, gated=True,
