@@ -11,22 +11,29 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from plimsoll.engines.arguments import as_flags, planned_options
+from plimsoll.engines.arguments import command_flags, planned_options
+from plimsoll.engines.devices import on_cpu, visible_devices
+from plimsoll.engines.llamacpp_rpc import COMMAND, rpc_endpoints, rpc_servers
 from plimsoll.engines.protocol import Observed, Ports, Process, Quantity, Ready
+from plimsoll.engines.reading import read_exposition
 from plimsoll.facts.engine import EngineFacts
+from plimsoll.facts.hardware import Vendor
+from plimsoll.plan.rules.options import Value
 from plimsoll.plan.types import Candidate, Replica
 from plimsoll.units import MIB
 
 _SIZE = r"=\s+([0-9.]+) MiB"
 _BUFFERS: tuple[tuple[Quantity, re.Pattern[str]], ...] = (
-    ("weights_bytes", re.compile(r"(\S+) model buffer size " + _SIZE)),
-    ("kv_cache_bytes", re.compile(r"(\S+) KV buffer size " + _SIZE)),
-    ("kv_cache_bytes", re.compile(r"(\S+) RS buffer size " + _SIZE)),
-    ("compute_bytes", re.compile(r"(\S+) compute buffer size " + _SIZE)),
-    ("output_bytes", re.compile(r"(\S+)\s+output buffer size " + _SIZE)),
+    ("weights_bytes", re.compile(r"(\S+) model buffer size +" + _SIZE)),
+    # Builds before 2025 name only the device.
+    ("weights_bytes", re.compile(r"\b((?:CPU|CUDA|ROCm|Metal|SYCL|Vulkan|Graphics)\w*) buffer size +" + _SIZE)),
+    ("kv_cache_bytes", re.compile(r"(\S+) KV buffer size +" + _SIZE)),
+    ("kv_cache_bytes", re.compile(r"(\S+) RS buffer size +" + _SIZE)),
+    ("compute_bytes", re.compile(r"(\S+) compute buffer size +" + _SIZE)),
+    ("output_bytes", re.compile(r"(\S+)\s+output buffer size +" + _SIZE)),
 )
 _COUNTS: tuple[tuple[Quantity, re.Pattern[str]], ...] = (
-    ("kv_tokens", re.compile(r"llama_context: n_ctx\s+= (\d+)")),
+    ("kv_tokens", re.compile(r"llama_(?:context|new_context_with_model): n_ctx\s+= (\d+)")),
     ("context_tokens", re.compile(r"llama_context: n_ctx_seq\s+= (\d+)")),
     ("context_tokens", re.compile(r"llama_context: n_ctx_per_seq\s+= (\d+)")),
     ("sequences", re.compile(r"llama_context: n_seq_max\s+= (\d+)")),
@@ -49,6 +56,10 @@ class LlamaCpp:
     command: tuple[str, ...]
     version: str
     installed: bool = True
+    vendors: tuple[Vendor, ...] = ("cpu", "nvidia", "amd", "apple", "intel")
+    """That this build runs on; PyPI's wheel for Linux is for CPUs."""
+    rpc_command: str = COMMAND
+    """`ggml-rpc-server`, on the other nodes of a fleet; the wheel has none."""
 
     @property
     def facts(self) -> EngineFacts:
@@ -58,7 +69,7 @@ class LlamaCpp:
             version=self.version,
             formats=("gguf",),
             quantizations=("gguf",),
-            vendors=("cpu", "nvidia", "amd", "apple", "intel"),
+            vendors=self.vendors,
             tasks=("chat", "completion", "embed", "rerank"),
             parallel=("layer",),
             memory="llamacpp",
@@ -80,25 +91,30 @@ class LlamaCpp:
         )
 
     def processes(self, replica: Replica, ports: Ports) -> tuple[Process, ...]:
-        """One server process."""
+        """One server; over several nodes also one rpc server for each card of the others."""
         candidate = replica.candidate
-        return (
-            Process(
-                name="server",
-                argv=(*self.command, *_arguments(candidate, replica.model_path, ports)),
-                # One user's decode is 999 short graph nodes between barriers. OpenMP's endless spinning at each of them
-                # starves whatever shares the cores, and then itself; sleeping at once costs a wake-up per node.
-                env={"GOMP_SPINCOUNT": "10000", **candidate.deployment.env},
-                port=ports.serve,
-                ready=Ready(
-                    health_path="/health",
-                    probe_path="/v1/embeddings" if candidate.model.task in _POOLED else "/v1/completions",
-                    probe_body={"input": "ready?"}
-                    if candidate.model.task in _POOLED
-                    else {"prompt": "ready?", "max_tokens": 1, "cache_prompt": False},
-                ),
+        image = _image(candidate)
+        helpers = rpc_servers(candidate, ports, command=self.rpc_command, image=image) if candidate.nodes > 1 else ()
+        pooled = candidate.model.task in _POOLED
+        rerank = candidate.model.task == "rerank"
+        body: dict[str, object] = {"query": "ready?", "documents": ["ready"]} if rerank else {"input": "ready?"}
+        server = Process(
+            name="server",
+            argv=(*self.command, *_arguments(candidate, replica.model_path, ports)),
+            # One user's decode is 999 short graph nodes between barriers. OpenMP's endless spinning at each of them
+            # starves whatever shares the cores, and then itself; sleeping at once costs a wake-up per node.
+            env={"GOMP_SPINCOUNT": "10000", **visible_devices(candidate), **candidate.deployment.env},
+            after=tuple(helper.name for helper in helpers),
+            port=ports.serve,
+            ready=Ready(
+                health_path="/health",
+                probe_path=("/v1/rerank" if rerank else "/v1/embeddings") if pooled else "/v1/completions",
+                probe_body=body if pooled else {"prompt": "ready?", "max_tokens": 1, "cache_prompt": False},
+                timeout_s=1800.0 if helpers else 600.0,
             ),
+            image=image,
         )
+        return (*helpers, server)
 
     def read_log(self, lines: Iterable[str]) -> Observed:
         """Buffers per device (summed per device, the largest device kept), cells, slots and version."""
@@ -126,32 +142,58 @@ class LlamaCpp:
 
     def metrics(self, exposition: str) -> Mapping[str, float]:
         """Neutral names from llama.cpp's /metrics."""
-        found: dict[str, float] = {}
-        for line in exposition.splitlines():
-            name, _, value = line.partition(" ")
-            if name in _METRICS:
-                found[_METRICS[name]] = float(value)
-        return found
+        return read_exposition(exposition, _METRICS)
 
 
 def _arguments(candidate: Candidate, model_path: str, ports: Ports) -> tuple[str, ...]:
-    """llama-server's arguments; options that the plan set come first, the user's own extra_args last."""
-    options = dict(planned_options(candidate))
+    """llama-server's arguments; `serve_llamacpp` takes those that the plan sets by itself."""
     kv_dtype = "f16" if candidate.kv_dtype == "auto" else candidate.kv_dtype
-    arguments = [
-        "--model", model_path,
-        "--alias", candidate.deployment.name,
-        "--host", ports.host,
-        "--port", str(ports.serve),
-        "--ctx-size", str(candidate.context_tokens * candidate.sequences),
-        "--parallel", str(candidate.sequences),
-        "--cache-type-k", kv_dtype,
-        "--cache-type-v", kv_dtype,
-        "--cache-ram", str(options.pop("cache_ram", 0)),
-        "--fit", "off",
-        "--metrics", "--slots", "--no-ui",
-        "--verbosity", "4",
-    ]  # fmt: skip
-    if candidate.model.task in _POOLED:
-        arguments.append("--reranking" if candidate.model.task == "rerank" else "--embeddings")
-    return (*arguments, *as_flags(options), *candidate.deployment.extra_args)
+    task = candidate.model.task
+    planned: dict[str, Value | None] = {
+        "model": model_path,
+        "alias": candidate.deployment.name,
+        "host": ports.host,
+        "port": ports.serve,
+        "ctx_size": candidate.context_tokens * candidate.sequences,
+        "parallel": candidate.sequences,
+        "cache_type_k": kv_dtype,
+        "cache_type_v": kv_dtype,
+        "cache_ram": 0,
+        "fit": "off",
+        "metrics": True,
+        "slots": True,
+        "no_ui": True,
+        "verbosity": 4,
+        "batch_size": candidate.batched_tokens,
+        "reranking": task in ("rerank", "classify"),
+        "embeddings": task == "embed",
+        # Without a word on it llama.cpp gives a chat model's embeddings a vector for each token: no client wants that.
+        "pooling": "last" if task == "embed" and not _pools(candidate) else None,
+        "n_gpu_layers": _gpu_layers(candidate),
+        "spec_draft_model": candidate.deployment.draft_model,
+        "spec_type": "draft-simple" if candidate.deployment.draft_model else None,
+        "rpc": rpc_endpoints(candidate, ports) if candidate.nodes > 1 else None,
+    }
+    return command_flags(planned, candidate, taken={"gpu_layers", "n_gpu_layers", "num_gpu"})
+
+
+def _gpu_layers(candidate: Candidate) -> Value | None:
+    """All layers on the cards unless the plan says how many; none where the CPU of a host with cards is meant."""
+    asked = [name for name in ("gpu_layers", "n_gpu_layers", "num_gpu") if name in candidate.options]
+    if asked:
+        return planned_options(candidate).get(asked[0])
+    if on_cpu(candidate):
+        return 0 if candidate.host.devices else None
+    return candidate.model.layers + 1
+
+
+def _image(candidate: Candidate) -> str:
+    """Published images carry the newest build of their day: a pinned one is not to be had by number for long."""
+    kind = {"cpu": "server", "nvidia": "server-cuda", "amd": "server-rocm", "intel": "server-intel"}
+    name = kind.get(candidate.devices[0].vendor)
+    return f"ghcr.io/ggml-org/llama.cpp:{name}" if name else ""
+
+
+def _pools(candidate: Candidate) -> bool:
+    """Whether the file says how its vectors are pooled; models made for chat do not."""
+    return any(key.endswith("pooling_type") for key in candidate.model.config)
