@@ -101,6 +101,7 @@ def bring_up(request: UpRequest, settings: Settings, report: UpReport) -> None:
     refuse_unfit(plan)
     if request.dry_run:
         return
+    _check_installed(plan)
     _check_port(spec)
     plan = _with_weights(plan, settings, report, yes=request.yes)
     with _service(name, spec, plan, settings, report, detach=request.detach) as service:
@@ -222,6 +223,16 @@ def _interrupt(*_: object) -> None:
 
 def _served(replica: Replica) -> str:
     return replica.candidate.deployment.name
+
+
+def _check_installed(plan: Plan) -> None:
+    for replica in plan.replicas:
+        engine = replica.candidate.engine
+        if not engine.installed:
+            raise LaunchError(
+                f"{replica.name} needs {engine.name} {engine.version}, which is not installed here",
+                hint="install it, or name another engine; `plimsoll render` shows what it would be started with",
+            )
 
 
 def _check_port(spec: Spec) -> None:

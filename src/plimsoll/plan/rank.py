@@ -16,6 +16,9 @@ Predict = Callable[[Candidate], Speed]
 _ON_CARDS = ("vllm", "mindie", "sglang", "llamacpp", "ollama", "openvino", "transformers")
 _ON_CPU = ("llamacpp", "openvino", "vllm", "ollama", "sglang", "transformers")
 
+_LAST_RESORT = "transformers"
+"""Engines without a paged cache: taken where no other can, however few devices they need."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
@@ -62,6 +65,7 @@ def order_key(option: Option, goal: Goal) -> tuple[float, ...]:
         not option.runs,
         not engine.installed,
         not settled.enough,
+        engine.memory == _LAST_RESORT,
         *_by_goal(option, goal),
         on_cpu,
         candidate.parallel.tensor * candidate.nodes > len(candidate.devices),  # tensor ranks over the network
