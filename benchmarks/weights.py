@@ -1,11 +1,12 @@
 """Transfers and conversions beside what people use today; ratios in one run, one after the other, medians.
 
-    python -m benchmarks.weights download --hub-python VENV/bin/python [--netem "delay 20ms loss 1%"]
+    python -m benchmarks.weights download --hub-python VENV/bin/python [--delay-ms 20 --loss-percent 1]
     python -m benchmarks.weights convert --torch-python VENV/bin/python [--gib 5]
 
-`download` needs aria2c on the PATH and a Python with huggingface_hub; with --netem also root (a network namespace of
-its own, so that no other traffic is slowed). `convert` needs a Python with torch and safetensors; --cold drops the page
-cache before each run and needs root.
+`download` needs aria2c and curl on the PATH and a Python with huggingface_hub; with --delay-ms also root and a C
+compiler (slow_line.c between two network namespaces, so that no other traffic is slowed). The server's congestion
+control is cubic, the kernel's default, unless --congestion names another. `convert` needs a Python with torch and
+safetensors; --cold drops the page cache before each run and needs root.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     download = commands.add_parser("download")
     download.add_argument("--hub-python", required=True)
-    download.add_argument("--netem", default="", help='such as "delay 20ms loss 1%%"')
+    download.add_argument("--delay-ms", type=float, default=0.0)
+    download.add_argument("--loss-percent", type=float, default=0.0)
+    download.add_argument("--congestion", default="cubic")
     download.add_argument("--mib", type=int, default=512, help="of each of the two large files")
     download.add_argument("--runs", type=int, default=5)
     convert = commands.add_parser("convert")
@@ -49,6 +52,7 @@ def main() -> None:
     serve = commands.add_parser("serve", help="the hub of the benchmark (started by download)")
     serve.add_argument("folder", type=Path)
     serve.add_argument("host")
+    serve.add_argument("congestion")
     options = parser.parse_args()
     {"download": run_download, "convert": run_convert, "serve": run_serve}[options.command](options)
 
@@ -97,8 +101,8 @@ def run_download(options: argparse.Namespace) -> None:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
         (folder / "digests.json").write_text(json.dumps(digests))
         total = sum((folder / name).stat().st_size for name in files)
-        with network(options.netem) as (host, inside):
-            server = subprocess.Popen([sys.executable, __file__, "serve", str(folder), host])
+        with network(options.delay_ms, options.loss_percent) as (host, inside):
+            server = subprocess.Popen([sys.executable, __file__, "serve", str(folder), host, options.congestion])
             try:
                 url = f"http://{host}:{PORT}"
                 wait_for(url, inside)
@@ -118,31 +122,42 @@ def run_download(options: argparse.Namespace) -> None:
             finally:
                 server.terminate()
                 server.wait()
-        report(f"Download of {total / 1e6:.0f} MB over {options.netem or 'loopback'}", rows, "huggingface_hub", total)
+        line = f"a line of {options.delay_ms:g} ms, {options.loss_percent:g} % loss" if options.delay_ms else "loopback"
+        report(f"Download of {total / 1e6:.0f} MB over {line}", rows, "huggingface_hub", total)
 
 
 @contextmanager
-def network(netem: str) -> Iterator[tuple[str, list[str]]]:
+def network(delay_ms: float, loss_percent: float) -> Iterator[tuple[str, list[str]]]:
     """The server's address and what to put before a client's command."""
-    if not netem:
+    if not delay_ms and not loss_percent:
         yield "127.0.0.1", []
         return
 
     def run(*command: str) -> None:
         subprocess.run(command, check=True)
 
-    run("ip", "netns", "add", "plimsoll-bench")
-    try:
-        run("ip", "link", "add", "pb0", "type", "veth", "peer", "name", "pb1", "netns", "plimsoll-bench")
-        run("ip", "addr", "add", "10.231.0.1/24", "dev", "pb0")
-        run("ip", "link", "set", "pb0", "up")
-        inside = ["ip", "netns", "exec", "plimsoll-bench"]
-        run(*inside, "ip", "addr", "add", "10.231.0.2/24", "dev", "pb1")
-        run(*inside, "ip", "link", "set", "pb1", "up")
-        run("tc", "qdisc", "add", "dev", "pb0", "root", "netem", "limit", "100000", *netem.split())
-        yield "10.231.0.1", inside
-    finally:
-        run("ip", "netns", "del", "plimsoll-bench")
+    inside = ["ip", "netns", "exec", "plimsoll-bench"]
+    with tempfile.TemporaryDirectory() as folder:
+        line = f"{folder}/slow_line"
+        run("cc", "-O2", str(Path(__file__).with_name("slow_line.c")), "-o", line)
+        run("ip", "netns", "add", "plimsoll-bench")
+        try:
+            with subprocess.Popen(
+                [line, "pbA", "pbB", str(delay_ms), str(loss_percent)], stdout=subprocess.PIPE
+            ) as process:
+                if process.stdout is None or process.stdout.readline() != b"ready\n":
+                    raise SystemExit("slow_line does not start")
+                run("ip", "link", "set", "pbB", "netns", "plimsoll-bench")
+                run("ip", "addr", "add", "10.231.0.1", "peer", "10.231.0.2", "dev", "pbA")
+                run("ip", "link", "set", "pbA", "up")
+                run(*inside, "ip", "addr", "add", "10.231.0.2", "peer", "10.231.0.1", "dev", "pbB")
+                run(*inside, "ip", "link", "set", "pbB", "up")
+                try:
+                    yield "10.231.0.1", inside
+                finally:
+                    process.terminate()
+        finally:
+            run("ip", "netns", "del", "plimsoll-bench")
 
 
 def wait_for(url: str, inside: list[str]) -> None:
@@ -242,6 +257,8 @@ def run_serve(options: argparse.Namespace) -> None:
         ]
     )
     sockets = [socket.create_server((options.host, port)) for port in (PORT, PORT + 1)]
+    for listener in sockets:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, options.congestion.encode())
     web.run_app(app, sock=sockets, print=None, access_log=None)
 
 

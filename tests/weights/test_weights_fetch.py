@@ -2,7 +2,9 @@ import hashlib
 import json
 import os
 import random
+import signal
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -163,6 +165,26 @@ def test_after_a_restart_of_the_machine_files_are_read_again_once(
     assert find_local(request, store=tmp_path, environ=environ) is None
     fetch(request, store=tmp_path, environ=environ)
     assert (folder / "model-1.safetensors").read_bytes() == WEIGHTS
+
+
+def test_an_interrupted_fetch_ends_at_once_and_goes_on_later(
+    hub: Hub, tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plimsoll.weights.fetch._SMALL_BYTES", 1000)
+    put_huggingface(hub, "org/name", {"a.safetensors": WEIGHTS, "b.safetensors": WEIGHTS[::-1]})
+    hub.pause_s = 0.2
+
+    def interrupt(name: str, done: int, total: int | None) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        fetch(Request(ref="org/name"), store=tmp_path, environ=environ, progress=interrupt)
+    assert time.monotonic() - started < 3
+    hub.pause_s = 0
+    folder = fetch(Request(ref="org/name"), store=tmp_path, environ=environ)
+    assert (folder / "a.safetensors").read_bytes() == WEIGHTS
 
 
 def test_many_at_once_share_one_fetch(hub: Hub, tmp_path: Path, environ: dict[str, str]) -> None:

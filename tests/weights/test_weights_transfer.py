@@ -23,7 +23,8 @@ QUICK = Patience(attempts=4, attempts_before_an_answer=2, first_wait_s=0.001)
 
 @pytest.fixture(autouse=True)
 def _small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranges, "_RANGE_BYTES", 40_000)
+    for name in ("_FIRST_BYTES", "_LEAST_BYTES", "_MOST_BYTES"):
+        monkeypatch.setattr(ranges, name, 40_000)
     monkeypatch.setattr(ranges, "_RECORD_BYTES", 5_000)
 
 
@@ -204,7 +205,8 @@ from plimsoll.weights import ranges
 from plimsoll.weights.http import Session
 from plimsoll.weights.lock import locked
 from plimsoll.weights.transfer import Expected, download
-ranges._RANGE_BYTES, ranges._RECORD_BYTES = 40_000, 5_000
+ranges._FIRST_BYTES = ranges._LEAST_BYTES = ranges._MOST_BYTES = 40_000
+ranges._RECORD_BYTES = 5_000
 url, target, sha256 = sys.argv[1:]
 print("up", flush=True)
 with locked(Path(target + ".lock")):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,8 +27,10 @@ from plimsoll.weights.transfer import download
 from plimsoll.weights.types import Arrived, Expected, Progress
 
 FORMATS: tuple[Format, ...] = ("safetensors", "gguf", "pytorch")
-_SMALL_BYTES = 32 * MIB
-"""Files up to this size are fetched several at a time, larger ones one after the other in parallel ranges."""
+_SMALL_BYTES = 4 * MIB
+"""Files up to this size are fetched over one connection each, several at a time."""
+_LARGE_AT_ONCE = 2
+"""Larger ones in parallel ranges, so many at once: while the last ranges of one come in, the next is under way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +202,7 @@ class _Fetching:
     total: int | None = None
     done: dict[str, int] = field(default_factory=dict)
     guard: threading.Lock = field(default_factory=threading.Lock)
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
     def run(self, choice: Choice) -> str:
         """Fetch all of `choice`; the revision it lies under."""
@@ -217,19 +220,23 @@ class _Fetching:
         check_disk(self.place.root, sum(file.expected.size_bytes or 0 for file in missing))
         small = [file for file in missing if (file.expected.size_bytes or _SMALL_BYTES + 1) <= _SMALL_BYTES]
         large = [file for file in missing if file not in small]
-        with ThreadPoolExecutor(max_workers=max(1, self.connections)) as pool:
-            futures = {file.path: pool.submit(self._fetch, file, connections=1) for file in small}
-            try:
-                arrived |= {path: future.result() for path, future in futures.items()}
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        for file in large:
-            arrived[file.path] = self._fetch(file, connections=self.connections)
+        arrived |= self._fetch_all(small, at_once=self.connections, connections=1)
+        arrived |= self._fetch_all(large, at_once=_LARGE_AT_ONCE, connections=self.connections)
         revision = self.listing.revision or hashlib.sha256("".join(arrived.values()).encode()).hexdigest()[:40]
         for file in chosen:
             self.place.add(revision, file.path, sha256=arrived[file.path], source=shown(file.urls[0]))
         return revision
+
+    def _fetch_all(self, files: Sequence[RemoteFile], *, at_once: int, connections: int) -> dict[str, str]:
+        """The checksum of each, by path."""
+        with ThreadPoolExecutor(max_workers=max(1, at_once)) as pool:
+            futures = {file.path: pool.submit(self._fetch, file, connections=connections) for file in files}
+            try:
+                return {path: future.result() for path, future in futures.items()}
+            except BaseException:
+                self.cancelled.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _already(self, file: RemoteFile) -> str | None:
         """The checksum of a copy on this machine; one of ours is not read again."""
@@ -245,7 +252,7 @@ class _Fetching:
         try:
             arrived: Arrived = download(
                 file.urls, target, session=session, expected=expected, label=file.path, progress=self._tell,
-                connections=connections,
+                connections=connections, cancelled=self.cancelled,
             )  # fmt: skip
         finally:
             session.close()

@@ -11,6 +11,7 @@ import http.client
 import random
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,12 @@ from plimsoll.weights.http import Response, Session, shown
 from plimsoll.weights.part import Part, part_identity
 from plimsoll.weights.types import Arrived, Expected, Patience, Progress
 
-_RANGE_BYTES = 32 * MIB
+_FIRST_BYTES = 4 * MIB
+_LEAST_BYTES = MIB
+_MOST_BYTES = 64 * MIB
+_RANGE_S = 2.0
+"""A range is what a connection fetches in about this time, as fast as it was for the last one: long enough that the
+round trip between two ranges does not count, short enough that none is left alone with a large one at the end."""
 _RECORD_BYTES = 4 * MIB
 _BUFFER_BYTES = MIB // 2
 _RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
@@ -51,6 +57,28 @@ class _Piece:
     whole: bool = False
 
 
+class _Gaps:
+    """What no worker has taken yet, handed out from the front."""
+
+    def __init__(self, gaps: Sequence[tuple[int, int]], *, workers: int) -> None:
+        self._gaps = deque(gap for gap in gaps if gap[0] < gap[1])
+        self._left = sum(end - start for start, end in self._gaps)
+        self._guard = threading.Lock()
+        self.workers = max(1, min(workers, -(-self._left // _LEAST_BYTES)))
+
+    def take(self, wanted: int) -> _Piece | None:
+        """The next range: `wanted` bytes, or less towards the end so that all workers end together."""
+        with self._guard:
+            if not self._gaps:
+                return None
+            start, end = self._gaps.popleft()
+            length = min(end - start, max(_LEAST_BYTES, min(wanted, self._left // self.workers)))
+            if start + length < end:
+                self._gaps.appendleft((start + length, end))
+            self._left -= length
+            return _Piece(start, start + length)
+
+
 @dataclass(slots=True, kw_only=True)
 class Transfer:
     """`url` to `target`; shared by the worker threads under `news`."""
@@ -63,6 +91,8 @@ class Transfer:
     progress: Progress | None
     connections: int
     patience: Patience
+    cancelled: threading.Event
+    """Set by another thread that no longer wants the file."""
     size: int | None = None
     etag: str | None = None
     moved: str | None = None
@@ -71,7 +101,6 @@ class Transfer:
     answered: bool = False
     stuck: bool = False
     """A worker still hangs in a connect; told to stop, it writes nothing, but it must not be told to go on again."""
-    todo: deque[_Piece] = field(default_factory=deque)
     error: BaseException | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     news: threading.Condition = field(default_factory=threading.Condition)
@@ -113,7 +142,7 @@ class Transfer:
 
     def _probe(self) -> Response:
         """The answer to the first range, its body unread: tells size, etag and whether ranges are served."""
-        response = self._patiently(lambda: self._open(self.session, 0, _RANGE_BYTES))
+        response = self._patiently(lambda: self._open(self.session, 0, _FIRST_BYTES))
         total = total_bytes(response)
         self.ranged = response.status == 206 and total is not None
         if self.expected.size_bytes is not None and total is not None and total != self.expected.size_bytes:
@@ -141,7 +170,7 @@ class Transfer:
             except _StartOver as cut:
                 failures += 1
                 self.ranged, first = False, None
-                self._wait(failures, _Failed(str(cut)))
+                self._wait(failures, _Failed(str(cut)), self.cancelled)
 
     def _fetch_all(self, part: Part, first: Response | None) -> Arrived | None:
         """Fetch what is missing and hash it; None if the bytes are not the expected ones."""
@@ -156,16 +185,16 @@ class Transfer:
             gaps = part.missing(self.size)
         else:
             gaps = [(0, 1 << 62)]
-        step = _RANGE_BYTES if self.ranged else 1 << 62
-        self.todo = deque(_Piece(start, min(start + step, end)) for gap, end in gaps for start in range(gap, end, step))
-        if first is not None and not (self.todo and self.todo[0].position == 0):
+        todo = _Gaps(gaps, workers=self.connections if self.ranged else 1)
+        begun = todo.take(_FIRST_BYTES if self.ranged else 1 << 62) if first else None
+        if first and (begun is None or begun.position > 0):
             first.close()
             first = None
-        count = min(self.connections if self.ranged else 1, len(self.todo))
-        sessions = [self.session.twin() for _ in range(count)]
+        work = [(begun, first), *[(None, None)] * (todo.workers - 1)]
+        sessions = [self.session.twin() for _ in work]
         threads = [
-            threading.Thread(target=self._work, args=(part, session, None if number else first), daemon=True)
-            for number, session in enumerate(sessions)
+            threading.Thread(target=self._work, args=(part, session, todo, *begin), daemon=True)
+            for session, begin in zip(sessions, work, strict=True)
         ]
         try:
             for thread in threads:
@@ -197,6 +226,8 @@ class Transfer:
                 self._tell(part)
             if self.error:
                 raise self.error
+            if self.cancelled.is_set():
+                raise WeightError(f"{self.label} was not fetched to its end", hint="fetch again; it goes on from there")
             if not working:
                 break
             with self.news:
@@ -215,17 +246,18 @@ class Transfer:
         if self.progress:
             self.progress(self.label, part.have_bytes, self.size)
 
-    def _work(self, part: Part, session: Session, first: Response | None) -> None:
-        """A worker thread: ranges until there are none."""
+    def _work(self, part: Part, session: Session, todo: _Gaps, piece: _Piece | None, first: Response | None) -> None:
+        """A worker thread: ranges until there are none, from `piece` on, whose answer may be open already."""
         buffer = memoryview(bytearray(_BUFFER_BYTES))
+        wanted = _FIRST_BYTES if self.ranged else 1 << 62
         try:
-            while not self.stop.is_set():
-                try:
-                    piece = self.todo.popleft()
-                except IndexError:
-                    return
+            while not self.stop.is_set() and (piece := piece or todo.take(wanted)):
+                started, before = time.monotonic(), piece.position
                 self._fetch_range(part, session, piece, buffer, first)
-                first = None
+                if self.ranged:
+                    rate = (piece.position - before) / max(1e-3, time.monotonic() - started)
+                    wanted = max(_LEAST_BYTES, min(round(rate * _RANGE_S), _MOST_BYTES))
+                piece = first = None
         except BaseException as error:  # handed to the calling thread, which raises it
             self.error = self.error or error
             self.stop.set()
@@ -259,7 +291,7 @@ class Transfer:
             if not self.ranged and piece.position > 0:
                 raise _StartOver(reason(cut))
             failures = failures + 1 if before == piece.position else 1
-            self._wait(failures, cut)
+            self._wait(failures, cut, self.stop)
 
     def _drain(self, part: Part, response: Response, piece: _Piece, buffer: memoryview) -> None:
         """Write the body to the part, as far as it comes."""
@@ -338,10 +370,10 @@ class Transfer:
                 return attempt()
             except (_Failed, OSError, http.client.HTTPException) as error:
                 failures += 1
-                self._wait(failures, error)
+                self._wait(failures, error, self.cancelled)
 
-    def _wait(self, failures: int, error: Exception) -> None:
-        """Sleep before the next attempt; WeightError when there have been enough."""
+    def _wait(self, failures: int, error: Exception, end: threading.Event) -> None:
+        """Sleep before the next attempt, or until `end`; WeightError when there have been enough."""
         if isinstance(error, ssl.SSLCertVerificationError):
             raise WeightError(
                 f"the certificate of {shown(self.url)} is not trusted: {error.verify_message}",
@@ -357,4 +389,4 @@ class Transfer:
             ) from None
         asked = error.wait_s if isinstance(error, _Failed) else None
         wait_s = self.patience.first_wait_s * 2 ** (failures - 1) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
-        self.stop.wait(min(wait_s if asked is None else asked, self.patience.longest_wait_s))
+        end.wait(min(wait_s if asked is None else asked, self.patience.longest_wait_s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,11 +24,13 @@ def download(
     progress: Progress | None = None,
     connections: int = 4,
     patience: Patience | None = None,
+    cancelled: threading.Event | None = None,
 ) -> Arrived:
     """Fetch `target` from the first of `urls` (copies of the same file) that gives it; a part of it is continued.
 
     `target` appears only when it is whole and checked against `expected`. WeightError otherwise, with the reason;
-    what has arrived stays for the next time. `label` is what messages call the file.
+    what has arrived stays for the next time. `label` is what messages call the file; `cancelled`, when
+    another thread sets it, ends the fetch with WeightError.
     """
     if not urls:
         raise WeightError(f"there is no address to fetch {target.name} from")
@@ -35,6 +38,7 @@ def download(
         transfer = Transfer(
             url=url, target=target, label=label or target.name, session=session, expected=expected or Expected(),
             progress=progress, connections=max(1, connections), patience=patience or Patience(),
+            cancelled=cancelled or threading.Event(),
         )  # fmt: skip
         try:
             return transfer.run()
