@@ -217,6 +217,9 @@ def _unpredictable(case: Case, model: ModelFacts, quantity: str, measured: float
         return "no law is known for ik_llama.cpp's latent attention"
     if quantity == "activation" and case.moved_tensors and not fork:
         return "experts in RAM are copied through the buffer, and which ones is not said"
+    split = quantity in ("weights", "kv_gib") and case.engine.memory == "llamacpp" and len(case.devices) > 1
+    if split and "tensor_split" not in case.options:
+        return "how the layers were split over the devices is not stated"
     gguf = case.engine.memory in ("llamacpp", "ollama")
     if quantity == "weights" and not case.file_bytes and not format_known(case.model, case.weight_format, gguf=gguf):
         return "the type of the GGUF is not stated"

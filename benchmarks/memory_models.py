@@ -102,7 +102,7 @@ def _id_of(name: str, layers: int | None) -> str | None:
     found = catalogue.find(name)
     if found is not None:
         return found.id
-    return _keys().get(_key(name)) or _by_layers(name, layers) or _closest(name)
+    return _keys().get(_key(name)) or _by_size(name, layers) or _by_layers(name, layers) or _closest(name)
 
 
 @cache
@@ -128,6 +128,19 @@ def _sizes(name: str) -> frozenset[str]:
 def _bare(name: str) -> str:
     last = _OWNER.sub("", _ASIDE.sub("", name).strip().rstrip("/")).rsplit("/", 1)[-1]
     return _NOISE.sub(" ", re.sub(r"[_:-]", " ", last).lower())
+
+
+def _by_size(name: str, layers: int | None) -> str | None:
+    """A name that is a size and no more ("70B class (81 layers ...)"): the commonest family of that depth."""
+    size = re.fullmatch(r"\d+(?:\.\d+)?b", _bare(name).strip())
+    if size is None or layers is None:
+        return None
+    alike = [id for id in _keys().values() if _sizes(id) == {size[0]} and _layers_of(id) == layers]
+    for family in ("llama", "qwen", ""):
+        found = [id for id in alike if _key(id).startswith(family)]
+        if found:
+            return found[0]
+    return None
 
 
 def _by_layers(name: str, layers: int | None) -> str | None:

@@ -217,6 +217,8 @@ def _options(flags: str, policy: MemoryPolicy) -> dict[str, Any]:
     for name, pattern in _SWITCHES:
         if re.search(pattern, flags, re.IGNORECASE):
             options[name] = True
+    if split := re.search(r"(?:-ts|tensor[-_]split)[ =]+([\d.,/]+\d)", flags):
+        options["tensor_split"] = split[1]
     flash = re.search(r"(?:flash[-_]attn|-fa)(?:[ =]+(\d|on|off|auto))?", flags)
     if flash:
         options["flash_attn"] = flash[1] or "on"

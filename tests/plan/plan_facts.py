@@ -22,6 +22,12 @@ def model(
         group = AttentionGroup(kind="mla", layers=layers, heads=heads, kv_heads=1, head_dim=mla, v_head_dim=0)
         groups = (group,)
         attention = heads * 3 * 128 * hidden
+    elif encoder:
+        group = AttentionGroup(
+            kind="encoder", layers=layers, heads=heads, kv_heads=heads, head_dim=head_dim, v_head_dim=head_dim
+        )
+        groups = (group,)
+        attention = 4 * heads * head_dim * hidden
     else:
 
         def group_of(count, **kind):

@@ -26,8 +26,11 @@ CONTEXT_BYTES = round(0.35 * GIB)
 CONTEXT_BYTES_NOW = round(0.5 * GIB)
 """The same with today's CUDA: a card of 23.6 GiB ran out of memory at a share of 0.98 and did not at 0.97; 0.6 GiB
 are gone of an H100 before SGLang loads."""
-ENCODER_BYTES = round(3.5 * GIB)
-"""Profiling of images by V0, beside the text: 3.5 (twice) and about 4 GiB for Qwen2.5-VL-7B, 2.5 at 2,048 tokens."""
+ENCODER_BYTES = round(2.45 * GIB)
+"""Profiling of images by V0, on all tensor ranks together: what 2.71, 4.92, 4.93 and about 5.2 GiB logged for
+Qwen2.5-VL-7B leave beside the image's tokens in the language model."""
+IMAGE_TOKENS = 16384
+"""Of the largest image of the Qwen2-VL family; V0 profiles with one such image for each sequence."""
 ENCODER_BYTES_V1 = round(1.5 * GIB)
 """The same by V1, which profiles the encoder apart: two logged caches of Qwen3.6 leave about 1.5 GiB."""
 _POOLED = ("embed", "rerank", "classify")
@@ -110,6 +113,11 @@ def activation_peak(candidate: Candidate, *, tokens: int) -> Entry:
     vectors): 2.07 and 2.99 GiB logged for Llama-3.1-8B at 20,000 and 29,000 tokens, 2.06 and 2.99 by the formula.
     """
     model, tensor = candidate.model, candidate.parallel.tensor
+    sequences = candidate.sequences
+    if model.multimodal and not is_v1(candidate.engine.version):
+        # V0 makes as many sequences as whole images fit into the batch.
+        tokens = candidate.batched_tokens or (max(tokens, IMAGE_TOKENS) if _is_qwen_vl(model) else tokens)
+        sequences = max(1, tokens // IMAGE_TOKENS)
     width = 2 if candidate.dtype != "float32" else 4
     layer = tokens * width * (3 * model.intermediate_size / tensor + 3 * model.hidden_size)
     if model.moe is not None:
@@ -120,17 +128,22 @@ def activation_peak(candidate: Candidate, *, tokens: int) -> Entry:
         layer = max(layer, width * (routed + 3 * tokens * model.hidden_size))
     sampler = 0.0
     if model.task not in _POOLED:
-        sorting = candidate.sequences < 8 or in_range(candidate.engine.version, "<0.18")
+        sorting = sequences < 8 or in_range(candidate.engine.version, "<0.18")
         per_logit = SORTING_SAMPLER if sorting else FILTERING_SAMPLER
-        sampler = per_logit * min(candidate.sequences, tokens) * model.vocab_size
+        sampler = per_logit * min(sequences, tokens) * model.vocab_size
     return Entry(
         name="activations", bytes=round(max(layer, sampler)), basis="derived",
         source=(
-            f"sampler: {candidate.sequences} sequences x {model.vocab_size} x 38.9 B (14 B from 0.18)"
+            f"sampler: {sequences} sequences x {model.vocab_size} x 38.9 B (14 B from 0.18)"
             if sampler >= layer
             else f"widest layer: {tokens} tokens x (6 I/tp + 6 H)"
         ),
     )  # fmt: skip
+
+
+def _is_qwen_vl(model: ModelFacts) -> bool:
+    name = model.architecture.lower()
+    return "qwen" in name and "vl" in name
 
 
 def encoder_peak(candidate: Candidate) -> Entry | None:
@@ -139,7 +152,9 @@ def encoder_peak(candidate: Candidate) -> Entry | None:
         return None
     return Entry(
         name="activations", basis="assumed",
-        bytes=ENCODER_BYTES_V1 if is_v1(candidate.engine.version) else ENCODER_BYTES,
+        bytes=ENCODER_BYTES_V1
+        if is_v1(candidate.engine.version)
+        else ENCODER_BYTES // candidate.parallel.tensor,
         source="profile run of the vision encoder; limit_mm_per_prompt and smaller images lower it",
     )  # fmt: skip
 
@@ -188,7 +203,7 @@ def graphs(candidate: Candidate) -> Entry | None:
     shared = 100 * MIB
     if candidate.parallel.tensor > 1 and not is_v1(candidate.engine.version):
         # Buffers of the all-reduce, registered for each graph: 1.46 GiB logged at TP 2, 2.41 at TP 4.
-        shared += min(candidate.parallel.tensor, 4) * sizes * 11 * MIB
+        shared += min(candidate.parallel.tensor, 4) * sizes * 12 * MIB
     return Entry(
         name="graphs", bytes=sizes * each + shared, basis="assumed",
         source=f"{sizes} captured batch sizes x {each // MIB} MiB + {shared // MIB} MiB",
