@@ -76,9 +76,17 @@ def _headline(replica: Replica) -> Text:
         f"  {candidate.model.architecture}, {candidate.model.params / 1e9:.3g} B parameters,"
         f" {_format(replica)}\n"
         f"  engine   {candidate.engine.name} {candidate.engine.version} on {devices}\n"
-        f"  serves   {candidate.sequences} at once, {candidate.context_tokens} tokens of context each"
-        f" ({replica.ledger.kv_tokens} tokens of KV cache)",
+        f"  serves   {_capacity(replica)}",
     )
+
+
+def _capacity(replica: Replica) -> str:
+    candidate, ledger = replica.candidate, replica.ledger
+    said = f"{candidate.sequences} at once, {candidate.context_tokens} tokens of context each"
+    if 0 < ledger.kv_tokens < candidate.sequences * candidate.context_tokens:
+        # A paged cache: short requests share what a few long ones would fill.
+        return f"up to {said}; the KV cache holds {ledger.kv_tokens} tokens, {ledger.max_concurrency:.1f} full contexts"
+    return f"{said} ({ledger.kv_tokens} tokens of KV cache)" if ledger.kv_tokens else said
 
 
 def _format(replica: Replica) -> str:
@@ -104,7 +112,8 @@ def _distinct(devices: Sequence[DeviceLedger]) -> list[DeviceLedger]:
     """Devices whose account differs; 32 equal ranks are shown once."""
     seen: dict[tuple[object, ...], DeviceLedger] = {}
     for device in devices:
-        seen.setdefault((device.total_bytes, device.limit_bytes, device.entries), device)
+        sizes = tuple((entry.name, entry.bytes) for entry in device.entries)
+        seen.setdefault((device.total_bytes, device.limit_bytes, sizes), device)
     return list(seen.values())
 
 
@@ -120,14 +129,14 @@ def _ledger_lines(device: DeviceLedger) -> list[str]:
 def _bar(device: DeviceLedger) -> Text:
     """Share of the device's memory per entry, one letter and colour each."""
     text = Text("  [")
-    scale = _BAR_WIDTH / max(device.limit_bytes, device.used_bytes, 1)
+    scale = _BAR_WIDTH / max(device.total_bytes, device.used_bytes, 1)
     drawn = 0
     for index, entry in enumerate(device.entries):
         width = round(entry.bytes * scale)
         drawn += width
         text.append(entry.name[:1].upper() * width, style=_COLOURS[index % len(_COLOURS)])
     text.append("." * max(0, _BAR_WIDTH - drawn))
-    text.append(f"] {device.used_bytes / max(device.limit_bytes, 1):.1%}")
+    text.append(f"] {device.used_bytes / max(device.total_bytes, 1):.1%}")
     if device.free_bytes < 0:
         text.append("  does not fit", style="bold red")
     return text
