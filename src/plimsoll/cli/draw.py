@@ -34,13 +34,19 @@ def draw_plan(console: Console, plan: Plan) -> None:
 
 
 def draw_findings(console: Console, findings: Iterable[Finding]) -> None:
-    """One block per finding: what, cause, fix, source."""
+    """One block per finding: what, cause, fix, source; what several deployments share is said once."""
+    alike: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
-        style = {"error": "bold red", "warning": "yellow", "info": "dim"}[finding.severity]
-        console.print(Text.assemble((finding.severity, style), f" [{finding.rule}] {finding.what}"), soft_wrap=True)
-        console.print(f"  why: {finding.cause}\n  fix: {finding.fix}", markup=False, highlight=False, soft_wrap=True)
-        if finding.source:
-            console.print(Text(f"  says: {finding.source}", style="dim"), soft_wrap=True)
+        alike.setdefault((finding.rule, finding.what, finding.fix), []).append(finding)
+    for (rule, what, fix), group in alike.items():
+        first = group[0]
+        style = {"error": "bold red", "warning": "yellow", "info": "dim"}[first.severity]
+        names = ", ".join(dict.fromkeys(one.deployment for one in group if one.deployment))
+        whose = f" {names}:" if names else ""
+        console.print(Text.assemble((first.severity, style), f" [{rule}]{whose} {what}"), soft_wrap=True)
+        console.print(f"  why: {first.cause}\n  fix: {fix}", markup=False, highlight=False, soft_wrap=True)
+        if first.source:
+            console.print(Text(f"  says: {first.source}", style="dim"), soft_wrap=True)
 
 
 def lines_of(headers: Sequence[str], rows: Iterable[Sequence[str]], *, indent: str = "") -> list[str]:
