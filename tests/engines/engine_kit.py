@@ -24,6 +24,8 @@ def replica(engine: Any, *, path: str = "/models/it", **overrides: Any) -> Repli
     """An 8B Llama on one H100, but for what is overridden, planned for the engine."""
     made = candidate(**{"engine": engine.facts.name, "version": engine.facts.version} | overrides)
     made = replace(made, engine=replace(engine, version=made.engine.version).facts)
+    if made.devices[0].vendor == "cpu":
+        made = replace(made, host=replace(made.host, devices=()))
     if made.nodes > 1:
         # Hosts alike: each counts its own devices from 0.
         each = len(made.devices) // made.nodes

@@ -62,6 +62,9 @@ class FastChat:
         controller, worker = f"http://{inside}:{control}", f"http://{inside}:{work}"
         env = dict(candidate.deployment.env)
         kind = str(candidate.options.get("worker", "model_worker"))
+        # vllm_worker trusts the model's code unless this flag is given; vLLM's own, with hyphens, is another.
+        distrusts = kind == "vllm_worker" and not candidate.deployment.trust_remote_code
+        distrust = ("--trust_remote_code",) if distrusts else ()
         planned: dict[str, Value | None] = {
             "model_path": replica.model_path,
             "model_names": candidate.deployment.name,
@@ -82,7 +85,7 @@ class FastChat:
             ),
             Process(
                 name="worker",
-                argv=(*self._module(kind), *command_flags(planned, candidate, taken=_OWN)),
+                argv=(*self._module(kind), *distrust, *command_flags(planned, candidate, taken=_OWN)),
                 env={**visible_devices(candidate), **env},
                 after=("controller",),
                 port=work,
@@ -137,7 +140,7 @@ def _own(candidate: Candidate) -> dict[str, Value | None]:
 
 
 def _vllm(candidate: Candidate) -> dict[str, Value | None]:
-    """Settings of vllm_worker; it trusts remote code unless the flag for it is given: that flag turns it off."""
+    """Settings of vllm_worker, which takes vLLM's flags too."""
     cards = len(candidate.devices)
     return {
         "num_gpus": cards if cards > 1 and not on_cpu(candidate) else None,
@@ -145,7 +148,6 @@ def _vllm(candidate: Candidate) -> dict[str, Value | None]:
         "gpu_memory_utilization": candidate.memory_share,
         "max_model_len": candidate.context_tokens,
         "max_num_seqs": candidate.sequences,
-        "trust_remote_code": not candidate.deployment.trust_remote_code,
     }
 
 

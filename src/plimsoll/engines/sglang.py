@@ -95,7 +95,7 @@ class SGLang:
         ready = Ready(
             health_path="/health",
             probe_path=probe[0],
-            probe_body={"model": candidate.deployment.name, **probe[1]},
+            probe_body={"model": _served(candidate), **probe[1]},
             timeout_s=1200.0,
         )
         return Process(
