@@ -15,9 +15,13 @@ from plimsoll.engines.diagnosis.log import Log
 from plimsoll.engines.diagnosis.signatures import Signature, fill, signatures
 
 _SEVERITY = {"error": 2, "plain": 1, "warning": -3, "info": -4, "debug": -5}
-_LEAST = 2
-"""A match that weighs less (a known word in an information line) explains nothing."""
+_LEAST = 3
+"""A match that weighs less (known words in an information line) explains nothing; echoes are kept apart."""
 _MOST_LINES, _MOST_MATCHES, _LINE_LENGTH = 6, 40, 400
+_ONE_TRACEBACK = 60
+"""Lines that one traceback takes at most."""
+
+_FRAMES = ("File ", "Traceback", "^", "During handling")
 
 _SIGNALS = {4: "illegal-instruction", 7: "bus-error", 9: "sigkill", 11: "sigsegv"}
 _ENDINGS = {
@@ -55,6 +59,13 @@ class _Match:
     index: int
     groups: dict[str, str | None]
     weight: int
+    length: int
+    """Of the text that matched."""
+
+    @property
+    def order(self) -> tuple[int, int, bool, int]:
+        """Heaviest first, then earliest; on one line a signature of one engine, then the longer match."""
+        return self.weight, -self.index, bool(self.signature.engines), self.length
 
 
 def explain(
@@ -74,19 +85,25 @@ def explain(
     matches = list(_matches(log, engine))
     if oom_killed:
         return _known(signatures()["kernel-oom-killer"], {}, _last(log), log)
-    best = max(matches, key=lambda match: (match.weight, -match.index), default=None)
+    best = max(matches, key=lambda match: match.order, default=None)
+    if best is not None and log.severity(best.index) == "warning" and _errors(log):
+        echoes = [match for match in matches if match.signature.rank == 0]
+        best = min(echoes, key=lambda match: match.index, default=None)
     stranger = _unknown_exception(log, matches)
     if best is not None and stranger is not None and _outweighs(log, stranger, best):
         best = None
     number = _signal(exit_code, signal)
-    if best is not None and best.signature.rank > (1 if number in _SIGNALS else 0):
+    weak = best is not None and log.severity(best.index) == "warning"
+    if best is not None and best.signature.rank > (1 if number in _SIGNALS else 0) and not (weak and number):
         return _known(best.signature, best.groups, best.index, log)
     if number in _SIGNALS and stranger is None:
-        return _known(signatures()[_SIGNALS[number]], {}, best.index if best else _last(log), log)
+        return _known(signatures()[_SIGNALS[number]], {}, _last(log) if best is None or weak else best.index, log)
     if best is not None and best.signature.rank > 0:
         return _known(best.signature, best.groups, best.index, log)
     if stranger is None and exit_code == 127:
         return _known(signatures()["command-not-found"], {}, _last(log), log)
+    if best is not None and stranger is None and _vanished(log, best):
+        return _known(signatures()["worker-vanished"], {}, best.index, log)
     return _unknown(log, stranger, best, number)
 
 
@@ -100,25 +117,47 @@ def _matches(log: Log, engine: str | None) -> Iterator[_Match]:
                 if count >= _MOST_MATCHES:
                     break
                 index = log.line_at(found.start())
+                if "\n" in found[0] and log.severity(index) != "error":
+                    index = log.line_at(found.end() - 1)
                 weight = 2 * signature.rank + _SEVERITY[log.severity(index)] - (4 if index < begin else 0)
-                if weight >= _LEAST:
-                    yield _Match(signature=signature, index=index, groups=found.groupdict(), weight=weight)
+                if weight < _LEAST and (signature.rank > 0 or index < begin):
+                    continue
+                yield _Match(
+                    signature=signature,
+                    index=index,
+                    groups=found.groupdict(),
+                    weight=weight,
+                    length=len(found[0]),
+                )
 
 
 def _unknown_exception(log: Log, matches: Sequence[_Match]) -> int | None:
     """Index of the first exception of the last failure that no signature matches."""
     explained = {match.index for match in matches}
+    ignored = False
     for index in range(log.last_failure(), len(log.lines)):
-        if index in explained or log.severity(index) != "error":
+        ignored = ignored or "Exception ignored in" in log.lines[index]
+        if log.severity(index) != "error" or log.exception(index) is None:
             continue
-        if log.exception(index) is not None:
+        if index not in explained and not ignored:
             return index
+        ignored = False
     return None
+
+
+def _vanished(log: Log, echo: _Match) -> bool:
+    """Whether the server was up and the echo is the first that its log says of a failure: nobody said why."""
+    begin, errors = log.last_failure(), _errors(log)
+    return begin > 0 and bool(errors) and 0 <= echo.index - errors[0] < _ONE_TRACEBACK
+
+
+def _errors(log: Log) -> list[int]:
+    return [index for index in range(log.last_failure(), len(log.lines)) if log.severity(index) == "error"]
 
 
 def _outweighs(log: Log, stranger: int, best: _Match) -> bool:
     """Whether an exception that nobody knows is more likely the root than the best match."""
-    if best.signature.rank == 0:
+    if best.signature.rank == 0 or log.severity(best.index) in ("warning", "info", "debug"):
         return True
     if best.signature.rank == 1:
         return stranger < best.index or log.severity(best.index) != "error"
@@ -147,12 +186,13 @@ def _known(signature: Signature, groups: dict[str, str | None], index: int | Non
 
 
 def _unknown(log: Log, stranger: int | None, echo: _Match | None, number: int | None) -> Diagnosis:
-    errors = [index for index in range(log.last_failure(), len(log.lines)) if log.severity(index) == "error"]
+    errors = _errors(log)
     chosen = [stranger] if stranger is not None else errors[:2] or ([echo.index] if echo else [])
     last = _last(log)
     if last is not None and (len(errors) < 2 or not chosen):
         chosen.append(last)
-    what = log.lines[stranger].strip()[:200] if stranger is not None else ""
+    said = stranger if stranger is not None else errors[0] if errors and echo is None else None
+    what = log.lines[said].strip()[:200] if said is not None else ""
     cause = "unknown to us"
     if number in _ENDINGS and stranger is None and echo is None:
         what, cause = _ENDINGS[number]
@@ -175,13 +215,25 @@ def _telling(log: Log, chosen: Sequence[int]) -> tuple[Telling, ...]:
     indices: list[int] = []
     for index in chosen:
         indices.append(index)
-        for later in range(index + 1, min(index + 3, len(log.lines))):
-            text = log.lines[later]
-            if not text.startswith((" ", "\t")) or not text.strip() or log.exception(index) is None:
-                break
-            indices.append(later)
+        if log.exception(index) is not None:
+            indices += _continued(log, index)
     unique = sorted(dict.fromkeys(indices))[:_MOST_LINES]
     return tuple(Telling(number=log.number(index), text=log.lines[index].strip()[:_LINE_LENGTH]) for index in unique)
+
+
+def _continued(log: Log, index: int) -> list[int]:
+    """Up to two further lines of an exception's message: no stack frames, no lines of the logger's own."""
+    following = []
+    for later in range(index + 1, min(index + 3, len(log.lines))):
+        text = log.lines[later].strip()
+        if (
+            not text
+            or log.severity(later) != "plain"
+            or text.startswith(("File ", "Traceback", "^", "During handling"))
+        ):
+            break
+        following.append(later)
+    return following
 
 
 def _last(log: Log) -> int | None:

@@ -5,80 +5,104 @@ from __future__ import annotations
 import bisect
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 _ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|\][^\x07]*\x07|[@-_])")
 _LEVEL = re.compile(
-    r"\b(?P<error>ERROR|FATAL|CRITICAL|PANIC|SEVERE|level=(?:error|fatal))\b"
-    r"|\b(?P<warning>WARN|WARNING|level=warn(?:ing)?)\b|\b(?P<info>INFO|NOTICE|level=info)\b"
-    r"|\b(?P<debug>DEBUG|TRACE|level=debug)\b"
-    r"|^(?P<glog>[EFWI])\d{4} \d|^[\d.]+ (?P<letter>[EWID]) |\[(?P<bracket>error|warn(?:ing)?|info|debug)\]"
+    r"(?<![\w=])(?:(?P<error>ERROR|FATAL|CRITICAL|PANIC|SEVERE|level=(?:error|fatal))"
+    r"|(?P<warning>(?<!NCCL )WARN|WARNING|level=warn(?:ing)?)|(?P<info>INFO|NOTICE|level=info)"
+    r"|(?P<debug>DEBUG|TRACE|level=debug))\b"
+    r"|(?:^|\[)(?P<glog>[EFWI])(?:\d{3,4} \d| \w+\.cpp)|^[\d.]+ (?P<letter>[EWID]) "
+    r"|\[(?P<bracket>error|warn(?:ing)?|info|debug)\]|\b(?P<python>[A-Z]\w*Warning): "
 )
 _ERROR_WORDS = re.compile(
     r"NCCL WARN|^(?:\S+: ){0,2}(?:error|fatal|panic|Error)\b|\b(?:error|Error|ERROR): |GGML_ASSERT|\bfatal\b"
 )
+_ERROR_FIELD = re.compile(r"\b(?:error|err)=\"")
+_NAMED = {"error": "error", "warning": "warning", "info": "info", "debug": "debug", "python": "warning"}
+_LETTERS = {"E": "error", "F": "error", "W": "warning", "I": "info", "D": "debug",
+            "e": "error", "w": "warning", "i": "info", "d": "debug"}  # fmt: skip
 _EXCEPTION = re.compile(
     r"^(?P<prefix>.{0,160}?)(?<![\w.])(?P<type>(?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Interrupt|Failure|Fault))"
     r"(?::\s+(?P<words>\S.*)|:?)$"
 )
-_CODE = re.compile(r"^(?:\S* ?){0,6}?\s*(?:File \"|raise |return |self\.|\^+$|~+|@)")
+_CODE = re.compile(
+    r"^\s*(?:\([^)]*\) ?)?(?:[A-Z]+ \S+ \S+ \[[^\]]*\] ?)?\s*(?:File \"|raise |return |self\.|\^+$|~+|@)"
+)
 _READY = re.compile(
-    r"Application startup complete|server is listening on|The server is fired up and ready to roll|Daemon start success"
+    r"Application startup complete|server is listening on|\blistening on http|The server is fired up and ready to roll|Daemon start success"
     r"|llama runner started in|main: (?:server|model) (?:is listening|loaded)|all slots are idle"
     r"|\"(?:GET|POST) \S+ HTTP/[\d.]+\" 200"
 )
+_DIGITS = re.compile(r"\d+")
+_REPEATED = 3
+_LINE = 4_000
 _HEAD, _TAIL = 300_000, 1_500_000
 """Characters of a very long log that are read: its start (settings, versions) and its end (the failure)."""
 
 
 @dataclass(slots=True)
 class Log:
-    """Lines without escape codes, joined into `text`; numbers count from 1."""
+    """Lines without escape codes. `text` is what is searched: all but the repetitions of information lines."""
 
     lines: list[str]
-    text: str
-    starts: list[int] = field(repr=False)
-    skipped: int = 0
+    text: str = ""
+    _starts: list[int] = field(default_factory=list, repr=False)
+    _kept: list[int] = field(default_factory=list, repr=False)
+    _skipped: int = 0
     """Lines left out between head and tail of a very long log."""
-    head: int = 0
+    _head: int = 0
+    _severities: dict[int, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, raw: Sequence[str]) -> Log:
         """The log of `raw` lines, with or without line ends; docker's JSON lines are unwrapped."""
         lines = [_plain(line) for line in raw]
-        head, skipped = len(lines), 0
+        log = cls(lines=lines)
         if sum(map(len, lines)) > _HEAD + _TAIL:
             first, last = _reach(lines, _HEAD), len(lines) - _reach(lines[::-1], _TAIL)
             if last > first:
-                head, skipped = first, last - first
-                lines = lines[:first] + lines[last:]
-        starts, at = [], 0
-        for line in lines:
-            starts.append(at)
+                log = cls(lines=lines[:first] + lines[last:], _head=first, _skipped=last - first)
+        log._join()
+        return log
+
+    def _join(self) -> None:
+        seen: Counter[str] = Counter()
+        at = 0
+        for index, line in enumerate(self.lines):
+            shape = _DIGITS.sub("0", line)
+            seen[shape] += 1
+            if seen[shape] > _REPEATED and self.severity(index) in ("info", "debug"):
+                continue
+            self._starts.append(at)
+            self._kept.append(index)
             at += len(line) + 1
-        return cls(lines=lines, text="\n".join(lines), starts=starts, skipped=skipped, head=head)
+        self.text = "\n".join(self.lines[index] for index in self._kept)
 
     def line_at(self, offset: int) -> int:
-        """Index of the line that holds the character at `offset`."""
-        return bisect.bisect_right(self.starts, offset) - 1
+        """Index of the line that holds the character of `text` at `offset`."""
+        return self._kept[bisect.bisect_right(self._starts, offset) - 1]
 
     def number(self, index: int) -> int:
         """The line's number in the log as it was given."""
-        return index + 1 + (self.skipped if index >= self.head else 0)
+        return index + 1 + (self._skipped if self._skipped and index >= self._head else 0)
 
     def severity(self, index: int) -> str:
         """error, warning, info, debug, or plain where the line does not say."""
+        if index not in self._severities:
+            self._severities[index] = self._severity(index)
+        return self._severities[index]
+
+    def _severity(self, index: int) -> str:
         line = self.lines[index]
-        level = _LEVEL.search(line[:200])
-        if level is not None:
-            letter = level["glog"] or level["letter"]
-            if letter:
-                return {"E": "error", "F": "error", "W": "warning", "I": "info", "D": "debug"}[letter]
-            word = level.lastgroup or ""
-            named = level["bracket"][:4] if word == "bracket" else word
-            return {"warn": "warning", "erro": "error", "debu": "debug"}.get(named, named)
-        return "error" if _ERROR_WORDS.search(line) or self.exception(index) else "plain"
+        exception = self.exception(index)
+        level = _LEVEL.search(line[:200] if exception is None else exception["prefix"])
+        if level is not None and level.lastgroup is not None:
+            found = _NAMED.get(level.lastgroup) or _LETTERS[level[level.lastgroup][0]]
+            return "error" if found == "info" and _ERROR_FIELD.search(line) else found
+        return "error" if _ERROR_WORDS.search(line) or exception else "plain"
 
     def exception(self, index: int) -> re.Match[str] | None:
         """The line as the last one of a Python traceback ("ValueError: ..."), if it is one."""
@@ -104,7 +128,7 @@ def _plain(line: str) -> str:
     if line.startswith('{"'):
         line = _unwrapped(line)
     # A progress bar writes over itself with carriage returns: what it showed last is what counts.
-    return line.rsplit("\r", 1)[-1].rstrip().replace("\0", "")
+    return line.rsplit("\r", 1)[-1].rstrip().replace("\0", "")[:_LINE]
 
 
 def _unwrapped(line: str) -> str:
