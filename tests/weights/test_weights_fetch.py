@@ -56,6 +56,16 @@ def test_a_model_of_the_hub_is_fetched_once_and_only_what_is_needed(
     assert find_local(Request(ref="org/name", include=("*.md",)), store=tmp_path / "s", environ=environ) is None
 
 
+def test_any_form_that_will_do_is_found(hub: Hub, tmp_path: Path, environ: dict[str, str]) -> None:
+    put_huggingface(hub, "org/name", FILES | {"name-Q8_0.gguf": WEIGHTS, "name-Q4_K_M.gguf": WEIGHTS[1:]})
+    path = fetch(Request(ref="org/name", formats=("gguf",)), store=tmp_path, environ=environ)
+    assert path.name == "name-Q4_K_M.gguf"
+    assert find_local(Request(ref="org/name"), store=tmp_path, environ=environ) == path
+    assert find_local(Request(ref="org/name", formats=("safetensors",)), store=tmp_path, environ=environ) is None
+    assert find_local(Request(ref="org/name:Q8_0"), store=tmp_path, environ=environ) is None
+    assert find_local(Request(ref="org/name/name-Q4_K_M.gguf"), store=tmp_path, environ=environ) == path
+
+
 def test_a_branch_moves_only_when_asked(hub: Hub, tmp_path: Path, environ: dict[str, str]) -> None:
     put_huggingface(hub, "org/name", FILES)
     old = fetch(Request(ref="org/name"), store=tmp_path, environ=environ)

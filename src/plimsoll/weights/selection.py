@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
 from typing import Literal
 
 from plimsoll.errors import WeightError
 from plimsoll.weights.sources import split_parts
-from plimsoll.weights.store import Choice
 
 Format = Literal["safetensors", "gguf", "pytorch"]
 
@@ -22,6 +22,14 @@ _VARIANT = re.compile(r"\.(fp16|fp32|bf16|non_ema|ema)(?=[.-])")
 _QUANT = re.compile(
     r"(?i)(?:^|[-._/])((?:UD-)?(?:I?Q\d(?:_[0-9A-Z]+)*|TQ\d_\d|MXFP4(?:_MOE)?|NVFP4|BF16|F16|FP16|F32|FP32))(?=[-._/]|$)"
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The files that one request needs; `main` is the one to name to the engine, None: the folder."""
+
+    main: str | None
+    paths: tuple[str, ...]
 
 
 def choose(

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -40,14 +40,6 @@ class StoredFile:
     source: str
     boot: str
     """The machine's start during which it was written (part.boot_id)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """The files of a revision that one request needs; `main` is the one to name to the engine, None: the folder."""
-
-    main: str | None
-    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +71,9 @@ class Repo:
         """The checked files of a revision, by path; empty if there is no record or it is unreadable."""
         return self._read(revision)[0]
 
-    def choice(self, revision: str, wanted: str) -> Choice | None:
-        """What was chosen of a revision when `wanted` was asked for; None if that was never fetched to the end."""
-        return self._read(revision)[1].get(wanted)
+    def offered(self, revision: str) -> tuple[str, ...]:
+        """All paths that the source had of a revision, fetched or not; empty if that was not noted."""
+        return self._read(revision)[1]
 
     def revisions(self) -> tuple[str, ...]:
         """The revisions with a record, in order of name."""
@@ -156,7 +148,7 @@ class Repo:
         except OSError as error:  # a list that has both `a` and `a/b`, a name that is too long
             raise WeightError(f"cannot make {place}: {error.strerror}", source=source) from None
         status = blob.stat()
-        files, choices = self._read(revision)
+        files, offered = self._read(revision)
         files[path] = StoredFile(
             path=path,
             size_bytes=status.st_size,
@@ -166,13 +158,13 @@ class Repo:
             boot=boot_id(),
         )
         self._durable_path(revision).unlink(missing_ok=True)
-        self._record(revision, files, choices)
+        self._record(revision, files, offered)
         return place
 
-    def settle(self, revision: str, wanted: str, choice: Choice, *, branch: str | None = None) -> None:
-        """Note that all of `choice` is there, and that `branch` is at this revision. The caller holds the lock."""
-        files, choices = self._read(revision)
-        self._record(revision, files, {**choices, wanted: choice})
+    def settle(self, revision: str, offered: Iterable[str], *, branch: str | None = None) -> None:
+        """Note what the source has of a revision, and that `branch` is at it. The caller holds the lock."""
+        files, _ = self._read(revision)
+        self._record(revision, files, tuple(offered))
         if branch is not None:
             path = self.root / "refs" / checked_path(branch)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,25 +187,18 @@ class Repo:
             return blob
         return blob
 
-    def _read(self, revision: str) -> tuple[dict[str, StoredFile], dict[str, Choice]]:
+    def _read(self, revision: str) -> tuple[dict[str, StoredFile], tuple[str, ...]]:
         try:
             record = json.loads(self._record_path(revision).read_text())
-            files = {row["path"]: StoredFile(**row) for row in record["files"]}
-            choices = {
-                wanted: Choice(main=row["main"], paths=tuple(row["paths"])) for wanted, row in record["choices"].items()
-            }
+            return {row["path"]: StoredFile(**row) for row in record["files"]}, tuple(record["offered"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return {}, {}
-        return files, choices
+            return {}, ()
 
-    def _record(self, revision: str, files: Mapping[str, StoredFile], choices: Mapping[str, Choice]) -> None:
+    def _record(self, revision: str, files: Mapping[str, StoredFile], offered: Sequence[str]) -> None:
         path = self._record_path(revision)
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(".json.new")
-        record = {
-            "files": [asdict(files[name]) for name in sorted(files)],
-            "choices": {wanted: asdict(choice) for wanted, choice in choices.items()},
-        }
+        record = {"files": [asdict(files[name]) for name in sorted(files)], "offered": offered}
         fresh.write_text(json.dumps(record, indent=1) + "\n")
         fresh.replace(path)
 

@@ -12,17 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from plimsoll.errors import WeightError
+from plimsoll.facts.safetensors import BITS
 from plimsoll.units import MIB
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
 COPY_BYTES = 8 * MIB
-
-ITEM_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
-    "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,9 +92,9 @@ def _tensor(name: str, entry: Any, base: int, broken: Callable[[str], WeightErro
         raise broken(f"the entry of {name[:100]!r} is not dtype, shape and data_offsets") from None
     if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers) or len(shape) > 32:
         raise broken(f"the entry of {name[:100]!r} has impossible numbers")
-    if not isinstance(dtype, str) or dtype not in ITEM_BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise broken(f"{name[:100]!r} has the unknown dtype {str(dtype)[:40]!r}")
-    if prod(shape) * ITEM_BITS[dtype] != (end - start) * 8:
+    if prod(shape) * BITS[dtype] != (end - start) * 8:
         raise broken(f"{name[:100]!r} takes {end - start} bytes, its shape needs others")
     return Tensor(name=name, dtype=dtype, shape=tuple(shape), start=base + start, end=base + end)
 
@@ -122,7 +117,7 @@ class Planned:
     @property
     def size_bytes(self) -> int:
         """Bytes it takes."""
-        return prod(self.shape) * ITEM_BITS[self.dtype] // 8
+        return prod(self.shape) * BITS[self.dtype] // 8
 
 
 def header_bytes(tensors: Sequence[Planned], metadata: Mapping[str, str]) -> bytes:

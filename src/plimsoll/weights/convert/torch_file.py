@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from plimsoll.errors import WeightError
+from plimsoll.facts.safetensors import BITS
 from plimsoll.weights.convert.pickle_machine import MAX_PICKLE_BYTES, PickleMachine, Storage, Strided
-from plimsoll.weights.convert.safetensors_file import ITEM_BITS
 
 _LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 """The pickle of 0x1950a86a20f9469cfc6c."""
@@ -43,7 +43,7 @@ class TorchTensor:
     @property
     def item_bytes(self) -> int:
         """Of one element."""
-        return ITEM_BITS[self.dtype] // 8
+        return BITS[self.dtype] // 8
 
     @property
     def size_bytes(self) -> int:
@@ -168,7 +168,7 @@ def _read_legacy(path: Path) -> tuple[Any, Places]:
             kind = kinds.get(key) if isinstance(key, str) else None
             if kind is None:
                 raise WeightError(f"{path.name} is broken: it lists a storage that no tensor has", source=str(path))
-            length = count * ITEM_BITS[_storage_dtype(kind, path)] // 8
+            length = count * BITS[_storage_dtype(kind, path)] // 8
             if position + 8 + length > size:
                 raise WeightError(f"{path.name} is cut short", hint="fetch it again", source=str(path))
             places[key] = (position + 8, length)
@@ -191,7 +191,7 @@ def _locate(name: str, tensor: Strided, places: Places, path: Path) -> TorchTens
         what = f"the dtype {tensor.dtype}" if dtype is None else "a storage that is not there"
         raise WeightError(f"{path.name}: {name[:100]} has {what}", source=str(path))
     start, length = place
-    item = ITEM_BITS[dtype] // 8
+    item = BITS[dtype] // 8
     last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
     beyond = all(tensor.shape) and (last + 1) * item > length
     if beyond or prod(tensor.shape) * item > length:
