@@ -17,17 +17,18 @@ _NOISE = re.compile(
     r"int[48]|4bit|8bit|nvfp4|mxfp4|block|marlin|preview|ud|merged|lora|uncensored|0324|0528|2501|2503|2507|2512|"
     r"w[48]a16|g\d{2,3}|full|damp\d+|meta|c4ai|\d+k|qwen(?= qwen)|i?q\d(?: (?:k|[01])(?: (?:s|m|l|xl|r4))?)?)\b"
 )
-# Weight format of a row -> the ending that the catalogue derives a checkpoint from; "plain" takes a quantization off.
+# Weight format of a row -> the ending that the catalogue derives a checkpoint from; BF16 takes a quantization off. FP4
+# means NVFP4, which behind a name would be a GGUF's type.
 _ENDINGS: tuple[tuple[str, str], ...] = (
     (r"awq", "AWQ"), (r"autoround", "int4-AutoRound"), (r"w4a16", "W4A16"), (r"w8a16", "W8A16"), (r"gptq", "GPTQ-Int4"),
-    (r"bnb.?8|llm.?int8", "bnb-8bit"), (r"bnb|bitsandbytes|nf4", "bnb-4bit"), (r"nvfp4", "NVFP4"), (r"mxfp4", "MXFP4"),
+    (r"bnb.?8|llm.?int8", "bnb-8bit"), (r"bnb|bitsandbytes|nf4", "bnb-4bit"), (r"nvfp4", "FP4"), (r"mxfp4", "MXFP4"),
     (r"fp8", "FP8"), (r"bf16|fp16|fp32|16-bit|float|half", "BF16"), (r"int4|4-?bit", "GPTQ-Int4"),
     (r"int8|8-?bit", "GPTQ-Int8"),
 )  # fmt: skip
 _METHODS = {
     "AWQ": "awq", "int4-AutoRound": "auto-round", "W4A16": "compressed-tensors", "W8A16": "compressed-tensors",
     "GPTQ-Int4": "gptq", "GPTQ-Int8": "gptq", "bnb-4bit": "bitsandbytes", "bnb-8bit": "bitsandbytes",
-    "NVFP4": "modelopt", "MXFP4": "mxfp4", "FP8": "fp8",
+    "FP4": "modelopt", "MXFP4": "mxfp4", "FP8": "fp8",
 }  # fmt: skip
 _GGUF_TYPE = re.compile(r"(?:^|[-_ .:])((?:i?q|tq)\d\w*|bf16|f16|f32|mxfp4|nvfp4)\b", re.IGNORECASE)
 

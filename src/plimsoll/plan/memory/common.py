@@ -41,7 +41,7 @@ def loaded_dtype(candidate: Candidate) -> str | None:
     """What vLLM and SGLang cast unquantised weights to: as told, and float32 to 16 bits where they are told nothing."""
     if candidate.dtype != "auto":
         return candidate.dtype
-    return "float16" if candidate.model.dtype == "float32" and candidate.model.quantization is None else None
+    return "float16" if candidate.model.dtype == "float32" else None
 
 
 def kv_bytes(groups: Iterable[AttentionGroup], *, value: float, ranks: int, tokens: int) -> float:
