@@ -13,7 +13,6 @@ from functools import lru_cache
 from plimsoll.facts.versions import in_range, is_known
 from plimsoll.plan.ledger import Ledger
 from plimsoll.plan.rules import (
-    ascend,
     attention,
     blocks,
     context,
@@ -24,6 +23,7 @@ from plimsoll.plan.rules import (
     features,
     gguf,
     kv_cache,
+    mindie,
     multinode,
     ollama,
     parallelism,
@@ -31,6 +31,7 @@ from plimsoll.plan.rules import (
     quantization,
     security,
     speculation,
+    vllm_ascend,
 )
 from plimsoll.plan.rules.case import Case
 from plimsoll.plan.rules.coresidency import GROUP_RULES
@@ -44,7 +45,7 @@ __all__ = ["Rule", "check", "check_all", "mend_spec", "options_from_args", "rule
 
 THEMES = (
     parallelism, experts, blocks, quantization, dtype, attention, kv_cache, context, features, speculation, pooling,
-    gguf, multinode, driver, ascend, ollama, fastchat, security,
+    gguf, multinode, driver, mindie, vllm_ascend, ollama, fastchat, security,
 )  # fmt: skip
 """The modules that declare rules, in the order in which they are shown."""
 

@@ -329,13 +329,14 @@ def attention_dp_splits_chunks(case: Case) -> Fault | None:
 )
 def sglang_context_parallel_not_in_tensor(case: Case) -> Fault | None:
     """The tensor-parallel size does not divide by the context-parallel size."""
-    size = int(case.number("attn_cp_size") or 1)
-    if case.tp % max(1, size) == 0:
+    size = max(1, int(case.number("attn_cp_size") or 1))
+    ranks = case.tp // _attention_dp(case)
+    if size == 1 or ranks % size == 0:
         return None
     return Fault(
-        what=f"tensor-parallel size {case.tp} does not divide by --attn-cp-size {size}",
-        fix=f"set it to {common_divisor(case.tp, size)}",
-        mend=(("extra_args.attn_cp_size", common_divisor(case.tp, size)),),
+        what=f"{ranks} attention ranks do not divide by --attn-cp-size {size}",
+        fix=f"set it to {common_divisor(ranks, size)}",
+        mend=(("extra_args.attn_cp_size", common_divisor(ranks, size)),),
     )
 
 
@@ -411,52 +412,4 @@ def no_parallelism(case: Case) -> Fault | None:
             ("parallel.data", None),
             ("parallel.expert", None),
         ),
-    )
-
-
-@rule(
-    "mindie.parallel_sizes",
-    cause="worldSize is the number of NPUs of an instance, cut by cp x dp x tp",
-    source="MindIE-LLM 8b4871a: docs/zh/user_guide/feature/context_parallel.md:15",
-    fires={"engine": "mindie", "vendor": "ascend", "tp": 4, "gpus": 8, "options": {"worldSize": 8, "cp": 4, "tp": 4}},
-    passes={
-        "engine": "mindie",
-        "vendor": "ascend",
-        "tp": 4,
-        "gpus": 8,
-        "options": {"worldSize": 8, "cp": 2, "tp": 4, "sp": 4},
-    },
-)
-def mindie_parallel_sizes(case: Case) -> Fault | None:
-    """MindIE's cp, dp and tp do not multiply to worldSize, or cp runs without sp = tp."""
-    parts = {name: int(case.number(name) or 1) for name in ("cp", "dp", "tp", "sp")}
-    world = int(case.number("worldSize") or case.candidate.parallel.world)
-    if parts["cp"] == 1:
-        return None
-    if parts["cp"] * parts["dp"] * parts["tp"] == world and parts["sp"] == parts["tp"] and parts["dp"] == 1:
-        return None
-    return Fault(
-        what=f"cp {parts['cp']} x dp {parts['dp']} x tp {parts['tp']} (sp {parts['sp']}) on worldSize {world}",
-        fix="context parallelism needs dp 1, sp equal to tp, and cp x tp equal to worldSize",
-        mend=(("extra_args.cp", None),),
-    )
-
-
-@rule(
-    "mindie.sequence_parallel",
-    cause="sequence parallelism spans the tensor-parallel ranks and has no bfloat16 path",
-    source="MindIE-LLM 8b4871a: docs/zh/user_guide/feature/sequence_parallel.md:10",
-    fires={"engine": "mindie", "vendor": "ascend", "stored_dtype": "float16", "options": {"sp": 4, "tp": 8}},
-    passes={"engine": "mindie", "vendor": "ascend", "stored_dtype": "float16", "options": {"sp": 8, "tp": 8}},
-)
-def mindie_sequence_parallel(case: Case) -> Fault | None:
-    """MindIE's sequence-parallel size differs from tp, or the model is bfloat16."""
-    sequence = int(case.number("sp") or 1)
-    tensor = int(case.number("tp") or case.tp)
-    if sequence == 1 or (sequence == tensor and case.dtype != "bfloat16"):
-        return None
-    return Fault(
-        what=f"sp {sequence} with tp {tensor} and {case.dtype}",
-        fix="sp equal to tp, and a float16 (W8A8) model",
-        mend=(("extra_args.sp", None),),
     )

@@ -237,13 +237,16 @@ def speculation_caps_requests(case: Case) -> Fault | None:
 )
 def draft_missing(case: Case) -> Fault | None:
     """A speculative algorithm without its draft model."""
-    if case.text("speculative_algorithm") not in ("DFLASH", "STANDALONE", "EAGLE3"):
+    algorithm = case.text("speculative_algorithm")
+    if algorithm not in ("DFLASH", "STANDALONE", "EAGLE3"):
         return None
     if case.text("speculative_draft_model_path") or case.candidate.deployment.draft_model:
         return None
     return Fault(
-        what=f"{case.text('speculative_algorithm')} without --speculative-draft-model-path",
+        what=f"{algorithm} without --speculative-draft-model-path",
         fix="name the draft model",
+        # The others are let through and fail while the draft loads.
+        severity="error" if algorithm == "DFLASH" else "warning",
     )
 
 

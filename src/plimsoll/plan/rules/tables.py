@@ -127,8 +127,8 @@ def _choice(row: Row) -> Rule:
 
     def check(case: Case) -> Fault | None:
         given = setting(case, option)
-        # A neutral name may be a flag of the engine's too (llama.cpp's --pooling): not given is then False.
-        if given in (None, False, "", "auto") or str(given) in allowed:
+        # A neutral name may be a flag of the engine's too (llama.cpp's --pooling): not given, it is a truth value.
+        if isinstance(given, bool) or given in (None, "", "auto") or str(given) in allowed:
             return None
         mend = ((row["mend"], row["instead"] or None),) if "mend" in row else ()
         return Fault(what=f"{row.get('flag', option)} {given} is not known to this engine", fix=row["fix"], mend=mend)
