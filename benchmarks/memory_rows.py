@@ -111,7 +111,7 @@ def read_case(row: Row) -> Case | str:
     """The case that `row` describes, or why it cannot be read."""
     engine = _engine(row)
     if engine is None:
-        return f"engine {row['engine']!r} is not one that is planned for"
+        return f"engine {row.get('engine', '')!r} is not one that is planned for"
     # What would have helped is not what was set.
     flags = re.sub(r"\bfix:.*", "", row.get("other_flags", ""))
     options = _options(flags, engine.memory)
@@ -131,7 +131,7 @@ def read_case(row: Row) -> Case | str:
     plain = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}.get(weight_format, "auto")
     stated_dtype = named.get(dtype[1], dtype[1]) if dtype else plain
     return Case(
-        id=row["id"],
+        id=row.get("id", ""),
         engine=engine,
         model=_model_name(row, flags),
         weight_format=weight_format,
@@ -172,7 +172,7 @@ def host_of(devices: tuple[Device, ...]) -> Host:
 
 
 def _engine(row: Row) -> EngineFacts | None:
-    word = row["engine"].strip().lower()
+    word = row.get("engine", "").strip().lower()
     for part, name, policy in _POLICIES:
         if part in word:
             return EngineFacts(
@@ -261,7 +261,7 @@ def _devices(row: Row, flags: str) -> tuple[tuple[Device, ...], bool]:
     """The row's devices, and whether their memory is known; memory as stated goes before the catalogue's."""
     stated = _real(row.get("total_gpu_gib"))
     count = _whole(row.get("gpus_count")) or _whole(row.get("tp")) or 1
-    ascend = "ascend" in f"{row['engine']} {row.get('gpu', '')}".lower()
+    ascend = "ascend" in f"{row.get('engine', '')} {row.get('gpu', '')}".lower()
     parts = [_one_kind(part) for part in re.split(r"\s\+\s", row.get("gpu", "")) if part.strip()]
     found = [device for device, copies in parts if device for _ in range(copies)]
     missing = not found or len(found) < sum(copies for _, copies in parts)
