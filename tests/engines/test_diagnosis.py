@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -173,3 +174,12 @@ def test_any_log_is_explained_or_admitted(lines: list[str], exit_code: int) -> N
     assert found.fix
     assert found.known == (found.signature is not None and signatures()[found.signature].rank > 0)
     assert all(1 <= telling.number <= len(lines) for telling in found.lines)
+
+
+@pytest.mark.parametrize(
+    "line", ["a" * 5000, "a." * 2500, '"' * 5000, " " * 4999 + "x", "Error " * 800, "hccl " * 1000]
+)
+def test_hostile_lines_take_no_longer_than_others(line: str) -> None:
+    started = time.perf_counter()
+    explain([line] * 50)
+    assert time.perf_counter() - started < 2

@@ -29,16 +29,17 @@ _EXCEPTION = re.compile(
     r"(?::\s+(?P<words>\S.*)|:?)$"
 )
 _CODE = re.compile(
-    r"^\s*(?:\([^)]*\) ?)?(?:[A-Z]+ \S+ \S+ \[[^\]]*\] ?)?\s*(?:File \"|raise |return |self\.|\^+$|~+|@)"
+    r"^\s*+(?:\([^)]*\) ?)?(?:[A-Z]+ \S+ \S+ \[[^\]]*\] ?)?\s*+(?:File \"|raise |return |self\.|\^+$|~+|@)"
 )
 _READY = re.compile(
-    r"Application startup complete|server is listening on|\blistening on http|The server is fired up and ready to roll|Daemon start success"
+    r"Application startup complete|server is listening on|\blistening on http|Daemon start success"
+    r"|The server is fired up and ready to roll"
     r"|llama runner started in|main: (?:server|model) (?:is listening|loaded)|all slots are idle"
     r"|\"(?:GET|POST) \S+ HTTP/[\d.]+\" 200"
 )
 _DIGITS = re.compile(r"\d+")
 _REPEATED = 3
-_LINE = 4_000
+_LINE = 1_000
 _HEAD, _TAIL = 300_000, 1_500_000
 """Characters of a very long log that are read: its start (settings, versions) and its end (the failure)."""
 
