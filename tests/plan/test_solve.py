@@ -69,6 +69,21 @@ def test_three_models_share_two_cards_in_tenths():
     assert any(device.of("other_processes") for device in plan.replicas[0].ledger.devices)
 
 
+def test_what_cards_cannot_hold_stays_in_ram():
+    facts = model(layers=80, hidden=8192, wide=28672, heads=64, vocab=128256, value=0.6, context=8192)
+    plan = solve(spec("m", context=4096), {"m": facts}, [a6000s(1, memory=24 * GIB)], [LLAMACPP])
+    chosen = plan.replicas[0]
+    assert plan.fits and 20 < chosen.candidate.options["n_gpu_layers"] < 60
+    assert [device.of("weights") > 5 * GIB for device in chosen.ledger.devices] == [True, True]
+
+
+def test_layers_go_over_cards_of_different_size():
+    cards = (gpu(memory=24 * GIB, index=0), gpu("RTX 3060", memory=12 * GIB, index=1))
+    facts = model(layers=48, hidden=5120, wide=13824, heads=40, value=2, context=8192)
+    plan = solve(spec("m", context=4096), {"m": facts}, [host(ram=64 * GIB, devices=cards)], [LLAMACPP])
+    assert plan.fits and len(plan.replicas[0].candidate.devices) == 2
+
+
 def test_rules_and_speed_decide():
     def rules(candidate, *, ledger=None):
         if candidate.parallel.tensor == 1:

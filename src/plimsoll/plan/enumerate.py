@@ -63,8 +63,12 @@ def placements(
     """Where and how `engine` can run on `hosts`: on one host's devices, on its CPU, over hosts that are alike."""
     for host in hosts:
         cards = usable_cards(deployment, host, engine)
-        for group in _alike(cards):
+        kinds = _alike(cards)
+        for group in kinds:
             yield from _on_cards(deployment, model, host, group, engine)
+        if len(kinds) > 1 and "layer" in engine.parallel and len({card.vendor for card in cards}) == 1:
+            # Layers can be dealt out over cards of any size.
+            yield Placement(host=host, devices=cards, parallel=Parallel())
         if "cpu" in engine.vendors and _cpu_wanted(deployment) and _ranks_allowed(deployment, Parallel()):
             yield Placement(host=host, devices=(host.cpu,), parallel=Parallel())
     if engine.multi_node and len(hosts) > 1:

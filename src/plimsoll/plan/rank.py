@@ -68,6 +68,7 @@ def order_key(option: Option, goal: Goal) -> tuple[float, ...]:
         engine.memory == _LAST_RESORT,
         *_by_goal(option, goal),
         on_cpu,
+        _layers_in_ram(candidate),
         candidate.parallel.tensor * candidate.nodes > len(candidate.devices),  # tensor ranks over the network
         candidate.nodes,
         len(candidate.devices),
@@ -76,6 +77,18 @@ def order_key(option: Option, goal: Goal) -> tuple[float, ...]:
         candidate.parallel.expert,
         -settled.ledger.max_concurrency,
     )
+
+
+def _layers_in_ram(candidate: Candidate) -> float:
+    """The part of the model's layers that was left in RAM beside accelerators."""
+    for name in ("n_gpu_layers", "num_gpu"):
+        if name in candidate.options:
+            try:
+                kept = int(candidate.options[name])
+            except ValueError:
+                return 0.0
+            return max(0.0, 1 - kept / candidate.model.layers) if kept >= 0 else 0.0
+    return 0.0
 
 
 def _by_goal(option: Option, goal: Goal) -> tuple[float, ...]:

@@ -21,6 +21,8 @@ _PAGED_CONTEXTS = (32768, 16384, 8192, 4096, 2048, 1024, 512)
 _USUAL = 4096
 _CACHE_SHARE = 24
 """Of a host's RAM, the part that a cache takes at the most where nobody says how much: 1 GiB of 24."""
+_LAYER_OPTIONS = {"llamacpp": "n_gpu_layers", "ollama": "num_gpu"}
+"""How engines that can leave layers in RAM call the number of those that are not."""
 _BOOKS_ALL = ("vllm", "sglang", "mindie")
 """Policies that take all of their share as cache, so that sequences cost (nearly) nothing."""
 
@@ -89,6 +91,24 @@ def settle(candidate: Candidate) -> Settled:
         if settled.fits and second is None:
             second = settled
     return second or least
+
+
+def offload(failed: Settled) -> Settled | None:
+    """`failed` with as many layers on its cards as they hold and the rest in RAM; None where the engine cannot, the
+    number of layers is given, or RAM does not hold the rest either."""
+    candidate = failed.candidate
+    name = _LAYER_OPTIONS.get(candidate.engine.memory)
+    if name is None or candidate.devices[0].vendor == "cpu" or name in candidate.options:
+        return None
+    low, high, best = 1, candidate.model.layers, None
+    while low <= high:
+        layers = (low + high) // 2
+        tried = settle(replace(candidate, options={**candidate.options, name: layers}))
+        if tried.fits:
+            best, low = tried, layers + 1
+        else:
+            high = layers - 1
+    return best
 
 
 def _share_with_room(settled: Settled) -> float | None:

@@ -14,7 +14,7 @@ from plimsoll.plan.enumerate import candidates, unable
 from plimsoll.plan.ledger import Ledger
 from plimsoll.plan.nearest import nearest_fits
 from plimsoll.plan.rank import Goal, Option, Predict, order_key, why_not
-from plimsoll.plan.settle import Settled, books_all, settle
+from plimsoll.plan.settle import Settled, books_all, offload, settle
 from plimsoll.plan.share import ALL, after, least_share, with_neighbours
 from plimsoll.plan.types import Candidate, Finding, Plan, Rejected, Replica
 from plimsoll.spec.deployment import Deployment, Spec
@@ -157,6 +157,8 @@ def _options(
             if books_all(candidate) and candidate.memory_share is None and share is not None:
                 candidate = replace(candidate, memory_share=share)
             settled = settle(candidate)
+            if not settled.fits:
+                settled = offload(settled) or settled
             findings = problem.rules(settled.candidate, ledger=settled.ledger) if problem.rules else ()
             speed = problem.predict(settled.candidate) if problem.predict and settled.fits else None
             options.append(Option(settled=settled, findings=findings, speed=speed))

@@ -28,7 +28,11 @@ def value_bytes(dtype: str, *, model_dtype: str = "float16") -> float:
     name = dtype.lower()
     if name == "auto":
         name = model_dtype if model_dtype in ("float32", "fp32", "f32", "float") else "float16"
-    known = _VALUE_BYTES.get(name)
+    # "fp8_e4m3fn", "int8_per_token_head" and the like are as wide as what they begin with.
+    family = next(
+        (word for word in ("nvfp4", "mxfp4", "mxfp8", "fp8", "int8", "int4", "fp4") if name.startswith(word)), name
+    )
+    known = _VALUE_BYTES.get(name, _VALUE_BYTES.get(family))
     if known is None:
         raise PlanError(
             f"{dtype!r} is not a KV cache dtype whose size is known",

@@ -59,10 +59,12 @@ def account(candidate: Candidate) -> Ledger:
                 entries=(*entries, *cache),
             )
         )  # fmt: skip
-    concurrency = pool.concurrency(blocks) if pool else float(candidate.sequences)
+    # Each data-parallel rank has a cache of its own.
+    copies = candidate.parallel.data
+    concurrency = pool.concurrency(blocks) * copies if pool else float(candidate.sequences)
     return Ledger(
         devices=tuple(ledgers),
-        kv_tokens=pool.tokens(blocks) if pool else 0,
+        kv_tokens=pool.tokens(blocks) * copies if pool else 0,
         kv_blocks=blocks if pool else None,
         max_concurrency=concurrency,
         longest_context_tokens=_longest(candidate, paging, pool, blocks),
