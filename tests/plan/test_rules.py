@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,26 @@ def test_a_flag_that_was_set_is_read_back_and_one_taken_out_is_gone(args: list[s
     put = with_flag(args, "max_num_seqs", 7, engine="vllm")
     assert options_from_args("vllm", put)["max_num_seqs"] == 7
     assert "max_model_len" not in options_from_args("vllm", with_flag(args, "max_model_len", None, engine="vllm"))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "llamacpp", "ollama", "transformers", "vllm_ascend", "fastchat"])
+@pytest.mark.parametrize("task", ["chat", "embed"])
+def test_a_plain_setup_has_no_error(engine: str, task: str) -> None:
+    plain = {"engine": engine, "task": task, "vendor": "ascend" if engine == "vllm_ascend" else "nvidia"}
+    if engine == "ollama":
+        plain |= {"format": "gguf", "architecture": "llama"}
+    unable = {"transformers.no_pooling"} if task == "embed" else set()
+    assert errors(**plain) - unable == set()
+
+
+def test_a_key_inside_a_json_flag_is_mended_in_place() -> None:
+    args = ("--speculative-config", '{"model": "d", "tensor_parallel_size": 2}', "--seed", "1")
+    deployment = Deployment(name="a", model="m", extra_args=args)
+    found = check(candidate(name="a", tp=2, options=options_from_args("vllm", args)))
+    [mended] = mend_spec(Spec(models=(deployment,)), found).models
+    assert mended.extra_args[2:] == ("--seed", "1")
+    assert json.loads(mended.extra_args[1]) == {
+        "model": "d",
+        "draft_tensor_parallel_size": 2,
+        "num_speculative_tokens": 4,
+    }

@@ -119,31 +119,6 @@ def tool_parser_missing(case: Case) -> Fault | None:
 
 
 @rule(
-    "sglang.parser_name",
-    cause="vLLM's names of parsers differ from SGLang's",
-    source="sglang 0.5.23: sglang/srt/arg_groups/fields/serving.py:227, tried",
-    fires={"engine": "sglang", "options": {"tool_call_parser": "llama3_json"}},
-    passes={"engine": "sglang", "options": {"tool_call_parser": "llama3"}},
-)
-def parser_name(case: Case) -> Fault | None:
-    """A parser under vLLM's name."""
-    names = {
-        "tool_call_parser": {"llama3_json": "llama3", "deepseek_v3": "deepseekv3", "deepseek_v31": "deepseekv31",
-                             "openai": "gpt-oss"},
-        "reasoning_parser": {"deepseek_r1": "deepseek-r1", "deepseek_v3": "deepseek-v3", "openai_gptoss": "gpt-oss"},
-    }  # fmt: skip
-    for option, known in names.items():
-        name = case.text(option)
-        if name in known:
-            return Fault(
-                what=f"--{option.replace('_', '-')} {name}",
-                fix=f"{known[name]}",
-                mend=((f"extra_args.{option}", known[name]),),
-            )
-    return None
-
-
-@rule(
     "sglang.name_with_colon",
     versions=">=0.5.6",
     cause="the colon divides model and adapter",

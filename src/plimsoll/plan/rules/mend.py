@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from plimsoll.plan.rules.options import ALIASES, is_flag, long_name
@@ -55,10 +56,25 @@ def _set(content: dict[str, Any], path: str, value: object) -> None:
 def with_flag(args: Sequence[str], name: str, value: object, *, engine: str) -> tuple[str, ...]:
     """Engine arguments with the flag of that long name set; None takes it out, True makes it a bare switch.
 
-    Aliases and both spellings are found; MindIE's keys are written `key=value`.
+    Aliases and both spellings are found; a part of a JSON flag (`a.b` where `--a {...}` is given) is changed inside
+    the JSON; MindIE's keys are written `key=value`.
     """
     family = engine.partition("=")[0].replace("-", "_")
     aliases = ALIASES.get("vllm" if family == "vllm_ascend" else family, {})
+    head, dot, key = name.partition(".")
+    inside = _inside_json(args, head, key, value, aliases) if dot else None
+    if inside is not None:
+        return inside
+    kept = _without(args, name, aliases)
+    if value is None:
+        return kept
+    if family == "mindie":
+        return (*kept, f"{name}={value}")
+    flag = f"--{name.replace('_', '-')}"
+    return (*kept, flag) if value is True else (*kept, flag, str(value))
+
+
+def _without(args: Sequence[str], name: str, aliases: Mapping[str, str]) -> tuple[str, ...]:
     kept: list[str] = []
     dropping = False
     for word in args:
@@ -66,15 +82,30 @@ def with_flag(args: Sequence[str], name: str, value: object, *, engine: str) -> 
             found = long_name(word.partition("=")[0], aliases)
             dropping = found == name or found.startswith(f"{name}.")
             if dropping:
-                dropping = "=" not in word or word.partition("=")[2] == ""
+                dropping = word.partition("=")[2] == ""
                 continue
         elif not dropping and "=" in word and word.partition("=")[0] == name:
             continue
         if not dropping:
             kept.append(word)
-    if value is None:
-        return tuple(kept)
-    if family == "mindie":
-        return (*kept, f"{name}={value}")
-    flag = f"--{name.replace('_', '-')}"
-    return (*kept, flag) if value is True else (*kept, flag, str(value))
+    return tuple(kept)
+
+
+def _inside_json(
+    args: Sequence[str], head: str, key: str, value: object, aliases: Mapping[str, str]
+) -> tuple[str, ...] | None:
+    """The arguments with `key` changed inside the JSON of the flag `head`; None where it holds none."""
+    for index, word in enumerate(args[:-1]):
+        if not is_flag(word) or "=" in word or long_name(word, aliases) != head:
+            continue
+        try:
+            content = json.loads(args[index + 1])
+        except ValueError:
+            return None
+        if not isinstance(content, dict):
+            return None
+        changed = {name: part for name, part in content.items() if name != key}
+        if value is not None:
+            changed[key] = value
+        return (*args[: index + 1], json.dumps(changed), *args[index + 2 :])
+    return None

@@ -127,11 +127,15 @@ def _choice(row: Row) -> Rule:
 
     def check(case: Case) -> Fault | None:
         given = setting(case, option)
-        # A neutral name may be a flag of the engine's too (llama.cpp's --pooling): not given, it is a truth value.
-        if isinstance(given, bool) or given in (None, "", "auto") or str(given) in allowed:
+        if "unless" in row and row["unless"] in case.options:
             return None
-        mend = ((row["mend"], row["instead"] or None),) if "mend" in row else ()
-        return Fault(what=f"{row.get('flag', option)} {given} is not known to this engine", fix=row["fix"], mend=mend)
+        if given in (None, "", "auto") or (str(given).upper() if row.get("upper") else str(given)) in allowed:
+            return None
+        known = row.get("renamed", {}).get(str(given))
+        mend = ((row["mend"], known or row["instead"] or None),) if "mend" in row else ()
+        return Fault(
+            what=f"{row.get('flag', option)} {given} is not known to this engine", fix=known or row["fix"], mend=mend
+        )
 
     return _rule(
         row,
@@ -252,7 +256,7 @@ _NEUTRAL: Mapping[str, Callable[[Case], Any]] = {
     "moe": lambda case: case.moe,
     "hybrid": lambda case: case.hybrid,
     "multimodal": lambda case: case.model.multimodal,
-    "pooling": lambda case: case.pooling,
+    "pools": lambda case: case.pooling,
     "task": lambda case: case.task,
     "speculative": lambda case: case.speculative,
     "eager": lambda case: case.candidate.eager,
