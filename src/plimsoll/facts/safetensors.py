@@ -88,7 +88,7 @@ def _offsets(name: str, key: str, entry: Any) -> tuple[int, int]:
 
 def _tensor(name: str, key: str, entry: Mapping[str, Any], begin: int, stop: int) -> StoredTensor:
     dtype, shape = entry.get("dtype"), entry.get("shape")
-    if dtype not in BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise FactError(
             f"{name}: the tensor {key!r} is of the unknown type {dtype!r}",
             hint="The file was made by a newer version of safetensors.",
