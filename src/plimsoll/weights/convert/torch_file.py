@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -85,7 +86,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 hint="an HTML page or a Git LFS pointer is often saved in its place; fetch it again",
                 source=str(path),
             )
-    except (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError, OverflowError) as error:
         raise WeightError(f"{path.name} is broken: {error}", hint="fetch it again", source=str(path)) from None
     state = _state_dict(state, path)
     tensors, skipped = [], []
@@ -133,9 +134,10 @@ def _read_zip(path: Path) -> tuple[Any, Places]:
                 continue
             if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                 raise WeightError(f"{path.name}: {entry_name} is compressed, which torch never does", source=str(path))
-            raw.seek(entry.header_offset)
+            inside = 0 <= entry.header_offset < size
+            raw.seek(entry.header_offset if inside else 0)
             local = raw.read(30)
-            if local[:4] != b"PK\3\4":
+            if not inside or len(local) < 30 or local[:4] != b"PK\3\4":
                 raise WeightError(f"{path.name}: {entry_name} is not where the zip says", source=str(path))
             name_length, extra_length = struct.unpack("<HH", local[26:30])
             start = entry.header_offset + 30 + name_length + extra_length
