@@ -11,13 +11,14 @@ import mmap
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from plimsoll.errors import WeightError
+from plimsoll.units import MIB
 from plimsoll.weights.convert.output import Draft, Step, carry_over, new_directory
 from plimsoll.weights.convert.progress import Tally
 from plimsoll.weights.convert.safetensors_file import (
@@ -34,6 +35,7 @@ from plimsoll.weights.tree import model_files
 from plimsoll.weights.types import Progress
 
 _INDEX = re.compile(r"pytorch_model.*\.bin\.index\.json$")
+_PIECE_BYTES = 64 * MIB
 _SUFFIXES = (".bin", ".pt", ".pth")
 _CODES: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
@@ -47,10 +49,19 @@ class _Shard:
     tensors: tuple[TorchTensor, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a tensor, from its byte `start` on, that goes to `position` of the new file."""
+
+    tensor: TorchTensor
+    start: int
+    position: int
+
+
 def pickle_to_safetensors(source: Path, target: Path, *, progress: Progress | None = None, jobs: int = 2) -> Step:
     """Write the model directory `source` to `target` with its .bin files as safetensors; `target` must not exist.
 
-    `jobs` shards are converted at once. WeightError if a file is refused, broken or does not fit on the disk; then
+    `jobs` threads work on each file. WeightError if a file is refused, broken or does not fit on the disk; then
     nothing is left of `target`.
     """
     files = model_files(source)
@@ -70,8 +81,8 @@ def pickle_to_safetensors(source: Path, target: Path, *, progress: Progress | No
     with new_directory(target, source=source) as draft:
         tally = Tally(source.name, total, progress)
         with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-            for _ in pool.map(lambda shard: _convert(shard, draft, tied, tally), shards):
-                pass
+            for shard in shards:
+                _convert(shard, draft, tied, tally, pool)
         if len(shards) > 1:
             _write_index(shards, total, draft)
         carry_over(files, draft, but=[*old, *(name for name in files if _INDEX.search(name))])
@@ -137,24 +148,22 @@ def _check_index(files: Mapping[str, Path], names: set[str]) -> None:
             )
 
 
-def _convert(shard: _Shard, draft: Draft, tied: Mapping[str, str], tally: Tally) -> None:
+def _convert(shard: _Shard, draft: Draft, tied: Mapping[str, str], tally: Tally, pool: ThreadPoolExecutor) -> None:
     planned = [Planned(name=one.name, dtype=one.dtype, shape=one.shape) for one in shard.tensors]
     head = header_bytes(planned, {"format": "pt", **tied})
     path = draft.folder / shard.name
     path.parent.mkdir(parents=True, exist_ok=True)
     source = os.open(shard.checkpoint.path, os.O_RDONLY | os.O_CLOEXEC)
     target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    os.pwrite(target, head, 0)
+    futures = [pool.submit(_write, source, target, piece, tally) for piece in _pieces(shard, len(head))]
     try:
-        os.pwrite(target, head, 0)
-        position = len(head)
-        for tensor in shard.tensors:
-            if tensor.contiguous:
-                _copy(source, target, tensor, position, tally)
-            else:
-                _gather(source, target, tensor, position)
-                tally.add(tensor.size_bytes)
-            position += tensor.size_bytes
+        for future in futures:
+            future.result()
     finally:
+        for future in futures:
+            future.cancel()
+        wait(futures)
         os.close(source)
         os.close(target)
     written = {tensor.name: (tensor.dtype, tensor.shape) for tensor in read_header(path).tensors}
@@ -162,15 +171,28 @@ def _convert(shard: _Shard, draft: Draft, tied: Mapping[str, str], tally: Tally)
         raise WeightError(f"{shard.name} did not come out as planned", hint="please report this")
 
 
-def _copy(source: int, target: int, tensor: TorchTensor, position: int, tally: Tally) -> None:
-    """Copy and compare piece by piece, while the bytes are still in the cache."""
-    done = 0
-    while done < tensor.size_bytes:
-        length = min(COPY_BYTES, tensor.size_bytes - done)
-        copy_range(source, tensor.start + done, target, position + done, length)
-        if not same_range(source, tensor.start + done, target, position + done, length):
+def _pieces(shard: _Shard, position: int) -> list[_Piece]:
+    """The tensors in pieces that threads can share; one whose elements lie apart stays whole."""
+    pieces = []
+    for tensor in shard.tensors:
+        step = _PIECE_BYTES if tensor.contiguous else max(1, tensor.size_bytes)
+        pieces += [_Piece(tensor, start, position + start) for start in range(0, tensor.size_bytes, step)]
+        position += tensor.size_bytes
+    return pieces
+
+
+def _write(source: int, target: int, piece: _Piece, tally: Tally) -> None:
+    tensor = piece.tensor
+    if not tensor.contiguous:
+        _gather(source, target, tensor, piece.position)
+        tally.add(tensor.size_bytes)
+        return
+    end = min(piece.start + _PIECE_BYTES, tensor.size_bytes)
+    for done in range(piece.start, end, COPY_BYTES):  # compared while the bytes are still in the CPU's cache
+        length, position = min(COPY_BYTES, end - done), piece.position + done - piece.start
+        copy_range(source, tensor.start + done, target, position, length)
+        if not same_range(source, tensor.start + done, target, position, length):
             raise WeightError(f"{tensor.name} was not written as it was read", hint="check the disk")
-        done += length
         tally.add(length)
 
 
