@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from plimsoll.app.keys import own_key
 from plimsoll.app.settings import Settings
 from plimsoll.errors import LaunchError
 from plimsoll.launch.logs import read_lines
 from plimsoll.launch.recover import Running, list_running, stop_all
 from plimsoll.launch.state import Observation, ProcessRow, State
-from plimsoll.spec.deployment import Spec
 from plimsoll.spec.load import parse_spec
 
 _FOLLOW_S = 0.2
@@ -64,7 +64,10 @@ class RunningDeployment:
     """Seconds since the epoch."""
     replicas: tuple[RunningReplica, ...]
     observations: tuple[PlannedAndReported, ...]
-    api_key: str | None
+    api_key: str
+    """That this machine's own commands come with."""
+    asks_key: bool
+    """Whether others need one."""
     supervised: bool
 
     def as_json(self) -> dict[str, Any]:
@@ -213,7 +216,8 @@ def _deployment(state: State, running: Running) -> RunningDeployment:
             for process in replica.last
             for one in state.observations(run=process.run)
         ),
-        api_key=_key(spec),
+        api_key=own_key(state.directory),
+        asks_key=bool(spec.gateway.api_keys),
         supervised=row.supervisor is not None and row.supervisor.alive,
     )
 
@@ -227,10 +231,6 @@ def _process(row: ProcessRow) -> RunningProcess:
 
 def _reported(one: Observation, replica: str) -> PlannedAndReported:
     return PlannedAndReported(replica=replica, quantity=one.quantity, planned=one.planned, actual=one.actual)
-
-
-def _key(spec: Spec) -> str | None:
-    return next(iter(spec.gateway.api_keys), None)
 
 
 def _over(deployment: str) -> RunningDeployment:

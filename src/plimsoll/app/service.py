@@ -21,12 +21,16 @@ from pathlib import Path
 
 import uvloop
 
+from plimsoll.app.keys import own_key
 from plimsoll.app.serial import error_to_json, plan_from_json
 from plimsoll.discover.engines import engines
 from plimsoll.engines.diagnosis import explain
 from plimsoll.errors import LaunchError, PlimsollError
+from plimsoll.gateway.access_log import AccessLog
+from plimsoll.gateway.accounts import Accounts
 from plimsoll.gateway.server import Gateway
 from plimsoll.gateway.settings import Settings as GatewaySettings
+from plimsoll.gateway.store import Store
 from plimsoll.gateway.table import RouteTable, Upstream
 from plimsoll.launch.owner import ReplicaView
 from plimsoll.launch.state import State
@@ -76,7 +80,11 @@ async def serve(state: State, deployment: str, *, report: Report, attached: bool
         raise LaunchError(f"there is no deployment {deployment}", source=str(state.path))
     plan, spec = plan_from_json(row.plan), parse_spec(row.spec, name=f"{row.name} (stored)")
     known = engines()
-    gateway = Gateway(GatewaySettings(api_keys=spec.gateway.api_keys))
+    store = Store(state.directory / "gateway.db")
+    accounts = Accounts(store, spec_keys=spec.gateway.api_keys, own_key=own_key(state.directory))
+    access_log = AccessLog(state.directory / "logs" / deployment / "access.log")
+    gateway = Gateway(GatewaySettings(), observe=accounts.note)
+    gateway.observers.append(access_log.note)
     over = _stop_signals(attached=attached)
     fleet = Fleet(
         state=state,
@@ -86,6 +94,7 @@ async def serve(state: State, deployment: str, *, report: Report, attached: bool
         on_change=lambda snapshot: gateway.update(route_table(plan, snapshot)),
     )
     try:
+        await accounts.start(gateway)
         await gateway.start(spec.gateway.host, spec.gateway.port)
     except PlimsollError:
         state.set_deployment(deployment, "stopped")
@@ -109,6 +118,9 @@ async def serve(state: State, deployment: str, *, report: Report, attached: bool
         state.set_deployment(deployment, "stopping")
     finally:
         await gateway.stop(_DRAIN_S)
+        await accounts.stop()
+        access_log.close()
+        store.close()
         await fleet.stop()
 
 

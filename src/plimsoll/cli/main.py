@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from plimsoll import __version__
-from plimsoll.cli import bench_commands, check_commands, plan_commands, run_commands, weight_commands
+from plimsoll.cli import bench_commands, check_commands, key_commands, plan_commands, run_commands, weight_commands
 from plimsoll.errors import LaunchError, PlanError, PlimsollError
 
 app = typer.Typer(
@@ -42,6 +42,7 @@ check_commands.register(app)
 run_commands.register(app)
 bench_commands.register(app)
 weight_commands.register(app)
+key_commands.register(app)
 
 
 def main() -> None:

@@ -154,7 +154,7 @@ def _usage(running: RunningDeployment, embeds: Collection[str]) -> str:
             "choices[0].message.content",
         )
     )
-    key = ' -H "Authorization: Bearer $KEY"' if running.api_key else ""
+    key = ' -H "Authorization: Bearer $KEY"' if running.asks_key else ""
     return f"""
 Address: {running.address}/v1
 
@@ -162,7 +162,7 @@ Address: {running.address}/v1
     -d '{{"model": "{model}", {body}}}'
 
   from openai import OpenAI
-  client = OpenAI(base_url="{running.address}/v1", api_key="{"..." if running.api_key else "none"}")
+  client = OpenAI(base_url="{running.address}/v1", api_key="{"..." if running.asks_key else "none"}")
   answer = client.{call.format(model)}
   print(answer.{shown})
 """

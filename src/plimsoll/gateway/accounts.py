@@ -19,8 +19,10 @@ _EVERY_S = 0.5
 class Accounts:
     """Give `note` to the gateway as its observer, `start` it before the gateway listens and `stop` it after."""
 
-    def __init__(self, store: Store, *, spec_keys: tuple[str, ...] = ()) -> None:
+    def __init__(self, store: Store, *, spec_keys: tuple[str, ...] = (), own_key: str | None = None) -> None:
+        """`own_key` opens the gateway for Plimsoll's own commands; alone, it asks nobody else for a key."""
         self._store = store
+        self._own = () if own_key is None else (ApiKey(name="plimsoll", digest=digest(own_key.encode())),)
         self._spec_keys = tuple(
             ApiKey(name=f"spec-{number}", digest=digest(key.encode())) for number, key in enumerate(spec_keys, 1)
         )
@@ -97,4 +99,5 @@ class Accounts:
         self._version = version
         keys = (*self._spec_keys, *stored)
         if keys:
+            keys = (*keys, *self._own)
             self._gateway.use_keys(KeyRing(keys, now_s=loop.time(), unix_s=unix_s, tokens_today=today))
