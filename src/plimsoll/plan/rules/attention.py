@@ -132,7 +132,7 @@ def softcap_without_flash_attention(case: Case) -> Fault | None:
     return Fault(
         what="the model caps its attention logits, and this build falls back to XFormers, which cannot",
         fix="the default (CUDA 12) build of vLLM, which carries FlashAttention",
-        mend=(("env.VLLM_ATTENTION_BACKEND", None),),
+        mend=(("env.VLLM_ATTENTION_BACKEND", None),) if "VLLM_ATTENTION_BACKEND" in case.env else (),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from plimsoll.plan.rules.case import Case
 from plimsoll.plan.rules.registry import Fault, rule
 from plimsoll.plan.rules.shapes import advise_tensor, cuts, smaller_tensor
+from plimsoll.plan.types import Severity
 
 _DEEPSEEK = {
     "mla": True, "heads": 128, "kv_heads": 128, "layers": 61, "intermediate_size": 18432, "hidden_size": 7168,
@@ -42,6 +43,7 @@ def weight_block_not_divisible(case: Case) -> Fault | None:
                 f"weight block of {block[0]}",
                 fix=f"use {advise_tensor(case)}",
                 mend=smaller_tensor(case),
+                severity=_unless_assumed(case),
             )
     return None
 
@@ -78,8 +80,14 @@ def weight_block_inputs_not_divisible(case: Case) -> Fault | None:
                 f"weight block of {block[1]}",
                 fix=f"use {advise_tensor(case)}",
                 mend=smaller_tensor(case),
+                severity=_unless_assumed(case),
             )
     return None
+
+
+def _unless_assumed(case: Case) -> Severity | None:
+    """A warning where the settings are guessed by the model's name: published ones are often padded."""
+    return "warning" if case.assumed_quantization else None
 
 
 def _block(case: Case) -> tuple[int, int] | None:
@@ -122,6 +130,7 @@ def expert_block_not_divisible(case: Case) -> Fault | None:
         what=f"experts: {moe.intermediate_size} / {ranks} = {part}, not divisible by the weight block of {block[0]}",
         fix=f"turn expert parallelism on ({whole} ranks), which keeps experts whole, or lower the tensor-parallel size",
         mend=(("parallel.expert", whole),),
+        severity=_unless_assumed(case),
     )
 
 
@@ -159,8 +168,7 @@ def group_not_divisible(case: Case) -> Fault | None:
                 f"quantization group of {stored.group_size}",
                 fix=f"use {advise_tensor(case)}",
                 mend=smaller_tensor(case),
-                # Published checkpoints are often padded so that they divide; only the file itself can tell.
-                severity="warning" if case.assumed_quantization else None,
+                severity=_unless_assumed(case),
             )
     return None
 
@@ -276,7 +284,7 @@ def sglang_marlin_tiles(case: Case) -> Fault | None:
     versions=">=0.8.0",
     cause="one NVFP4 scale belongs to 16 inputs",
     source="vllm 0.33.0: vllm/model_executor/layers/quantization/modelopt.py:2028",
-    fires={"stored": "modelopt_fp4", "arch": "10.0", "heads": 32, "kv_heads": 32, "intermediate_size": 11000, "tp": 4},
+    fires={"stored": "modelopt_fp4", "arch": "10.0", "heads": 32, "kv_heads": 32, "intermediate_size": 11024, "tp": 4},
     passes={"stored": "modelopt_fp4", "arch": "10.0", "heads": 32, "kv_heads": 32, "intermediate_size": 11008, "tp": 4},
 )
 def nvfp4_inputs(case: Case) -> Fault | None:
@@ -289,7 +297,7 @@ def nvfp4_inputs(case: Case) -> Fault | None:
     versions=">=0.19.0",
     cause="one MXFP8 scale belongs to 32 inputs",
     source="vllm 0.33.0: vllm/model_executor/layers/quantization/online/mxfp8.py:59",
-    fires={"quantization": "mxfp8", "arch": "10.0", "heads": 32, "kv_heads": 32, "intermediate_size": 11024, "tp": 4},
+    fires={"quantization": "mxfp8", "arch": "10.0", "heads": 32, "kv_heads": 32, "intermediate_size": 11040, "tp": 4},
     passes={"quantization": "mxfp8", "arch": "10.0", "heads": 32, "kv_heads": 32, "intermediate_size": 11008, "tp": 4},
 )
 def mxfp8_inputs(case: Case) -> Fault | None:
@@ -305,8 +313,8 @@ def _inputs_not_multiple(case: Case, methods: tuple[str, ...], block: int) -> Fa
         return None
     return Fault(
         what=f"{bad.layer}: {bad.size} / {case.tp} = {bad.part(case.tp)}, not divisible by the block of {block}",
-        fix=f"use {advise_tensor(case)}",
-        mend=smaller_tensor(case),
+        fix=f"use {advise_tensor(case, inputs=block)}",
+        mend=smaller_tensor(case, inputs=block),
     )
 
 

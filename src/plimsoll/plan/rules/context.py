@@ -288,7 +288,7 @@ def small_default_batch(case: Case) -> Fault | None:
     severity="info",
     cause="every kernel of every step is launched by Python",
     source="vllm 0.33.0: vllm/config/vllm.py:1779",
-    fires={"eager": True},
+    fires={"eager": True, "options": {"enforce_eager": True}},
     passes={"eager": False},
 )
 def eager_is_slow(case: Case) -> Fault | None:

@@ -77,10 +77,15 @@ def heads_fit(case: Case, tensor: int) -> bool:
     return model.kv_heads % tensor == 0 or tensor % model.kv_heads == 0
 
 
-def tensor_fits(case: Case, tensor: int) -> bool:
-    """Whether a tensor-parallel size leaves heads, layers, quantization groups and blocks whole."""
+def tensor_fits(case: Case, tensor: int, *, inputs: int = 1) -> bool:
+    """Whether a tensor-parallel size leaves heads, layers, quantization groups and blocks whole.
+
+    `inputs`: what the inputs of each layer must be a multiple of besides.
+    """
     model = case.model
     if not heads_fit(case, tensor) or any(cut.size % tensor for cut in cuts(case)):
+        return False
+    if any(not cut.outputs and cut.part(tensor) % inputs for cut in cuts(case)):
         return False
     stored = model.quantization
     if stored and stored.block:
@@ -91,22 +96,22 @@ def tensor_fits(case: Case, tensor: int) -> bool:
     return True
 
 
-def fitting_tensor(case: Case) -> int:
+def fitting_tensor(case: Case, *, inputs: int = 1) -> int:
     """The largest tensor-parallel size below the candidate's that cuts everything whole; 1 if there is no other."""
-    return next((size for size in range(case.tp - 1, 1, -1) if tensor_fits(case, size)), 1)
+    return next((size for size in range(case.tp - 1, 1, -1) if tensor_fits(case, size, inputs=inputs)), 1)
 
 
-def smaller_tensor(case: Case) -> tuple[tuple[str, object], ...]:
+def smaller_tensor(case: Case, *, inputs: int = 1) -> tuple[tuple[str, object], ...]:
     """The mend: that size, and pipeline stages in place of the ranks it frees where they come out even."""
-    tensor = fitting_tensor(case)
+    tensor = fitting_tensor(case, inputs=inputs)
     if case.tp % tensor == 0 and case.pp * (case.tp // tensor) <= case.model.layers and tensor != case.tp:
         return (("parallel.tensor", tensor), ("parallel.pipeline", case.pp * (case.tp // tensor)))
     return (("parallel.tensor", tensor),)
 
 
-def advise_tensor(case: Case) -> str:
+def advise_tensor(case: Case, *, inputs: int = 1) -> str:
     """The same in words."""
-    parts = dict(smaller_tensor(case))
+    parts = dict(smaller_tensor(case, inputs=inputs))
     words = f"tensor-parallel size {parts['parallel.tensor']}"
     if "parallel.pipeline" in parts:
         words += f" with pipeline-parallel size {parts['parallel.pipeline']} (the same number of devices)"

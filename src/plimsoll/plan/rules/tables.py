@@ -132,7 +132,12 @@ def _choice(row: Row) -> Rule:
         if given in (None, "", "auto") or (str(given).upper() if row.get("upper") else str(given)) in allowed:
             return None
         known = row.get("renamed", {}).get(str(given))
-        mend = ((row["mend"], known or row["instead"] or None),) if "mend" in row else ()
+        mend: tuple[tuple[str, object], ...] = ()
+        if "mend" in row:
+            # A key of the spec stands for the flag, which goes.
+            path = row["mend"]
+            mend = ((path, known or row["instead"] or None),)
+            mend += () if path.startswith("extra_args.") else ((f"extra_args.{option}", None),)
         return Fault(
             what=f"{row.get('flag', option)} {given} is not known to this engine", fix=known or row["fix"], mend=mend
         )
