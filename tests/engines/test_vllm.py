@@ -52,7 +52,7 @@ def test_devices_of_a_host_that_are_not_used_are_hidden() -> None:
 @pytest.mark.parametrize(
     ("version", "setup", "there"),
     [
-        ("0.5.4", {}, ("python", "-m", "vllm.entrypoints.openai.api_server", "--model", "/models/it")),
+        ("0.5.4", {}, ("python3", "-m", "vllm.entrypoints.openai.api_server", "--model", "/models/it")),
         ("0.6.3", {"task": "embed"}, ("vllm", "serve", "/models/it")),
         ("0.6.4.post1", {"task": "embed"}, ("--task", "embedding")),
         ("0.9.2", {"task": "embed"}, ("--task", "embed")),

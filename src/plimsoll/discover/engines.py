@@ -58,6 +58,12 @@ def reference_engines() -> Mapping[str, Engine]:
     }
 
 
+def container_engines() -> Mapping[str, Engine]:
+    """The same with their programs where the published images have them."""
+    server = LlamaCpp(command=("/app/llama-server",), version=NEWEST_LLAMACPP)
+    return {**reference_engines(), "llamacpp": server}
+
+
 def engines(more: Iterable[Path] = ()) -> Mapping[str, Engine]:
     """Every engine that Plimsoll knows, by name; `facts.installed` says whether it can start here.
 

@@ -30,7 +30,7 @@ _DEVICES = {"nvidia": "cuda", "amd": "cuda", "ascend": "npu", "apple": "mps", "i
 class FastChat:
     """FastChat. `command` is a Python with fschat in it."""
 
-    command: tuple[str, ...] = ("python",)
+    command: tuple[str, ...] = ("python3",)
     version: str = NEWEST
     vendors: tuple[Vendor, ...] = ("nvidia", "amd", "ascend", "apple", "intel", "cpu")
     """That this build runs on, by its torch."""

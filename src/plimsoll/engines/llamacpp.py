@@ -94,7 +94,7 @@ class LlamaCpp:
         """One server; over several nodes also one rpc server for each card of the others."""
         candidate = replica.candidate
         image = _image(candidate)
-        helpers = rpc_servers(candidate, ports, command=self.rpc_command, image=image) if candidate.nodes > 1 else ()
+        helpers = rpc_servers(candidate, ports, command=self.rpc_command) if candidate.nodes > 1 else ()
         pooled = candidate.model.task in _POOLED
         rerank = candidate.model.task == "rerank"
         body: dict[str, object] = {"query": "ready?", "documents": ["ready"]} if rerank else {"input": "ready?"}

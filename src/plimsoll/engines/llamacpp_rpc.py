@@ -17,7 +17,7 @@ MOST_CARDS = 15
 _SOURCE = "llama.cpp b11434: ggml/src/ggml-backend.cpp:904"
 
 
-def rpc_servers(candidate: Candidate, ports: Ports, *, command: str = COMMAND, image: str = "") -> tuple[Process, ...]:
+def rpc_servers(candidate: Candidate, ports: Ports, *, command: str = COMMAND) -> tuple[Process, ...]:
     """The servers of nodes 1 and up, to be started before `llama-server`; PlanError for more cards than it can drive.
 
     They keep the tensors that they are sent on disk (`--cache`), so that the next start does not wait for the network.
@@ -39,7 +39,6 @@ def rpc_servers(candidate: Candidate, ports: Ports, *, command: str = COMMAND, i
                     argv=(command, "--host", host, "--port", str(FIRST_PORT + place), "--cache"),
                     env={VARIABLES[device.vendor]: str(device.index)} if device.vendor in VARIABLES else {},
                     node=node,
-                    image=image,
                 )
             )
     return tuple(processes)

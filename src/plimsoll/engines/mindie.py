@@ -96,8 +96,6 @@ class MindIE:
                     **candidate.deployment.env,
                 },
                 files={path: json.dumps(config, indent=2) + "\n"},
-                # It refuses a configuration that others may read.
-                setup=(("chmod", "640", path),),
                 port=ports.serve,
                 ready=Ready(
                     health_path="/v2/health/ready",

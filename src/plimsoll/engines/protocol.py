@@ -48,7 +48,7 @@ class Process:
     env: Mapping[str, str] = field(default_factory=dict)
     """On top of the environment it inherits."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """Path to text, written before it starts."""
+    """Path to text, written before it starts, for its owner and group alone to read (MindIE refuses any other)."""
     cwd: str | None = None
     setup: tuple[tuple[str, ...], ...] = ()
     """Commands to run to their end before it starts."""

@@ -21,7 +21,7 @@ from plimsoll.plan.types import Candidate, Replica
 from plimsoll.units import GIB
 
 NEWEST = "0.5.23"
-_MODULE = ("python", "-m", "sglang.launch_server")
+_MODULE = ("python3", "-m", "sglang.launch_server")
 _LINES = (
     gib(r"Load weight end\..*?mem usage=([\d.]+) GB", "weights_bytes"),
     count(r"Load weight end\. elapsed=([\d.]+) s", "load_s"),

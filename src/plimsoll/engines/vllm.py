@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from plimsoll.engines.arguments import command_flags
 from plimsoll.engines.devices import node_address, on_cpu, visible_devices
@@ -24,7 +24,7 @@ from plimsoll.units import GIB
 
 NEWEST = "0.33.0"
 SERVE = ("vllm", "serve")
-_MODULE = ("python", "-m", "vllm.entrypoints.openai.api_server")
+_MODULE = ("python3", "-m", "vllm.entrypoints.openai.api_server")
 POOLED = ("embed", "rerank", "classify")
 _QUANTIZATIONS = (
     "awq", "gptq", "auto-round", "fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "modelopt_fp4", "mxfp4",
@@ -149,7 +149,9 @@ def serve(command: tuple[str, ...], replica: Replica, ports: Ports, *, image: st
             )
             for node in range(candidate.nodes)
         ]
-        return (*cluster, _server(command, replica, ports, node=0, image=image, after=[one.name for one in cluster]))
+        server = _server(command, replica, ports, node=0, image=image)
+        joined = ("sh", "-c", f"until ray health-check --address {head}:{port}; do sleep 1; done")
+        return (*cluster, replace(server, after=tuple(one.name for one in cluster), setup=(joined,)))
     return tuple(_server(command, replica, ports, node=node, image=image) for node in range(candidate.nodes))
 
 
@@ -159,9 +161,7 @@ def by_ray(candidate: Candidate) -> bool:
     return asked == "ray" or (asked is None and in_range(candidate.engine.version, "<0.12"))
 
 
-def _server(
-    command: tuple[str, ...], replica: Replica, ports: Ports, *, node: int, image: str, after: Iterable[str] = ()
-) -> Process:
+def _server(command: tuple[str, ...], replica: Replica, ports: Ports, *, node: int, image: str) -> Process:
     candidate = replica.candidate
     model = (replica.model_path,) if command[-1] == "serve" else ("--model", replica.model_path)
     several = _node_flags(candidate, ports, node) if candidate.nodes > 1 else {}
@@ -178,7 +178,6 @@ def _server(
         argv=(*command, *model, *command_flags({**_planned(replica, ports), **several}, candidate, negate=True)),
         env={**_environment(replica, ports, node), **candidate.deployment.env},
         node=node,
-        after=tuple(after),
         port=ports.serve if node == 0 else None,
         ready=ready if node == 0 else Ready(),
         image=image,
