@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from plimsoll.facts.model import ModelFacts
-from plimsoll.plan.ledger import Ledger
 from plimsoll.plan.memory import account
 from plimsoll.plan.memory.ollama import fitting_layers
-from plimsoll.plan.settle import Settled, reserve_bytes
+from plimsoll.plan.settle import Settled, reserve_bytes, with_room
 from plimsoll.plan.types import Candidate, Parallel
 from plimsoll.units import format_bytes
 
@@ -36,9 +35,8 @@ def nearest_fits(failed: Settled, alternatives: Iterable[ModelFacts] = ()) -> tu
     return tuple(found) or (f"{candidate.model.id} does not fit on any number of {candidate.devices[0].name}",)
 
 
-def _fits(candidate: Candidate) -> Ledger | None:
-    ledger = account(candidate)
-    return ledger if ledger.fits and ledger.margin_bytes >= reserve_bytes(candidate) else None
+def _fits(candidate: Candidate) -> bool:
+    return with_room(Settled(candidate=candidate, ledger=account(candidate))).fits
 
 
 def _shorter(candidate: Candidate) -> str | None:

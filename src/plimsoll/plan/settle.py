@@ -77,10 +77,8 @@ def settle(candidate: Candidate) -> Settled:
     What the deployment states is kept as stated.
     """
     choices = tuple(_choices(candidate))
-    least = _at(candidate, *choices[-1])
-    if not least.fits and (share := _share_with_room(least)) is not None:
-        candidate = replace(candidate, memory_share=share)
-        least = _at(candidate, *choices[-1])
+    least = with_room(_at(candidate, *choices[-1]))
+    candidate = replace(candidate, memory_share=least.candidate.memory_share)
     if not least.fits:
         return least
     second: Settled | None = None
@@ -109,6 +107,15 @@ def offload(failed: Settled) -> Settled | None:
         else:
             high = layers - 1
     return best
+
+
+def with_room(settled: Settled) -> Settled:
+    """`settled`, with a lower share where the engine's default leaves no room for what lies outside of it."""
+    share = None if settled.fits else _share_with_room(settled)
+    if share is None:
+        return settled
+    lowered = replace(settled.candidate, memory_share=share)
+    return Settled(candidate=lowered, ledger=account(lowered))
 
 
 def _share_with_room(settled: Settled) -> float | None:

@@ -127,10 +127,10 @@ def _choose(
     best = options[0]
     rejected = [
         Rejected(what=option.name, why=why_not(option, best))
-        for option in options[1 if best.runs else 0 : _SHOWN]
+        for option in options[1 if best.runs else 0 :]
         if not option.settled.candidate.engine.fake
     ]
-    return _Choice(deployment=deployment, option=best, rejected=tuple(rejected))
+    return _Choice(deployment=deployment, option=best, rejected=tuple(dict.fromkeys(rejected))[:_SHOWN])
 
 
 def _options(

@@ -61,7 +61,7 @@ def account(candidate: Candidate) -> Ledger:
     return Ledger(
         devices=tuple(ledgers),
         kv_tokens=tokens,
-        max_concurrency=tokens / candidate.context_tokens,
+        max_concurrency=tokens / candidate.context_tokens if token else float(candidate.sequences),
         longest_context_tokens=min(tokens, max(ceiling, candidate.context_tokens)),
         notes=("no memory is left for the pool: raise mem_fraction_static or cut the model further",)
         if token and room <= 0
