@@ -124,13 +124,12 @@ def _share_with_room(settled: Settled) -> float | None:
     candidate = settled.candidate
     if not books_all(candidate) or candidate.memory_share is not None:
         return None
-    parts = []
+    share = 1.0
     for device in settled.ledger.devices:
-        if device.used_bytes <= device.total_bytes:
-            continue
         outside = sum(entry.bytes for entry in device.entries if not entry.inside)
-        parts.append(1 - outside / device.total_bytes)
-    return int(min(parts) * 100) / 100 if parts and min(parts) > 0.05 else None
+        share = min(share, 1 - outside / device.total_bytes)
+    booked = min(device.limit_bytes / device.total_bytes for device in settled.ledger.devices)
+    return int(share * 100) / 100 if 0.05 < share < booked else None
 
 
 def _at(candidate: Candidate, context: int, sequences: int) -> Settled:
