@@ -26,3 +26,6 @@ test-engines:
 # Everything in docs/ that is generated from the code.
 docs:
     python -m plimsoll.spec.schema > docs/spec.schema.json
+    python -m plimsoll.cli.reference > docs/cli.md
+    python -m plimsoll.plan.rules.document > docs/rules.md
+    python -m plimsoll.facts.device_table > docs/devices.md
