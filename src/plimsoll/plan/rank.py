@@ -64,6 +64,7 @@ def order_key(option: Option, goal: Goal) -> tuple[float, ...]:
         engine.fake,
         not option.runs,
         not engine.installed,
+        sum(finding.severity == "error" for finding in option.findings),
         0.0 if settled.fits else float(max(0, -settled.ledger.margin_bytes)),  # the nearest miss first
         not settled.enough,
         engine.memory == _LAST_RESORT,
