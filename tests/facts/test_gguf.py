@@ -3,6 +3,8 @@ from __future__ import annotations
 import random
 import struct
 import tracemalloc
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from gguf_bytes import gguf, llama, text
@@ -106,6 +108,30 @@ def test_any_damage_ends_in_facts_or_a_fact_error() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 << 20
+
+
+def test_unlikely_metadata_ends_in_facts_or_a_fact_error() -> None:
+    chance = random.Random(3)
+    metadata, tensors = llama()
+    tensors["blk.1.ssm_conv1d.weight"] = ((4, 256), "F32")
+    whole = header(gguf(metadata, tensors))
+    junk: list[Any] = [0, -1, 1 << 30, 1 << 62, 2.5, float("nan"), "x", "", (), (1, -2), ("a",), True]
+    keys = (
+        "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.kv_lora_rank",
+        "attention.sliding_window", "attention.sliding_window_pattern", "block_count", "context_length",
+        "expert_count", "nextn_predict_layers", "ssm.conv_kernel", "ssm.group_count", "ssm.inner_size",
+        "ssm.state_size", "ssm.time_step_rank", "wkv.head_size",
+    )  # fmt: skip
+    for _ in range(1000):
+        changed: dict[str, Any] = {**whole.metadata, "llama.ssm.conv_kernel": 4, "llama.ssm.inner_size": 512}
+        for key in chance.sample(keys, 2):
+            changed[f"llama.{key}"] = chance.choice(junk)
+        try:
+            model = model_facts([replace(whole, metadata=changed)], id="m", source="test")
+        except FactError as error:
+            assert error.message
+        else:
+            assert all(group.state_bytes >= 0 for group in model.attention)
 
 
 def test_sliding_window_layers() -> None:

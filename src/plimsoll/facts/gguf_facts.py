@@ -136,7 +136,7 @@ class _Metadata:
     def integer(self, key: str, default: int | None = None) -> int:
         value = self.get(key)
         if isinstance(value, tuple) and value:
-            value = max(part for part in value if isinstance(part, int | float))
+            value = max((part for part in value if isinstance(part, int)), default=-1)
         if value is None and default is not None:
             return default
         if not isinstance(value, int) or not 0 <= value < 1 << 31:
@@ -150,7 +150,7 @@ class _Metadata:
     def per_layer(self, key: str, layers: int, default: int) -> tuple[int, ...]:
         value = self.get(key)
         if isinstance(value, tuple):
-            numbers = tuple(int(part) for part in value if isinstance(part, int))
+            numbers = tuple(max(0, part) for part in value if isinstance(part, int))
             return (numbers + (default,) * layers)[:layers]
         return (self.integer(key, default),) * layers
 
@@ -217,9 +217,9 @@ def _sliding_layers(meta: _Metadata, layers: int) -> tuple[int | None, ...]:
 
 
 def _cache(meta: _Metadata, parts: set[str], heads: int, kv_heads: int, *, window: int | None) -> AttentionGroup:
-    hidden = meta.integer("embedding_length")
-    key = meta.integer("attention.key_length", hidden // heads)
-    value = meta.integer("attention.value_length", hidden // heads)
+    width = meta.integer("embedding_length") // max(1, heads)
+    key = meta.integer("attention.key_length", width)
+    value = meta.integer("attention.value_length", width)
     kind: AttentionKind = "encoder" if meta.encoder else "full"
     if window is not None and kind != "encoder":
         kind = "chunked" if meta.architecture == "llama4" else "sliding"
@@ -239,21 +239,21 @@ def _state(meta: _Metadata, parts: set[str]) -> AttentionGroup:
     hidden = meta.integer("embedding_length")
     heads = dim = 1
     if "shortconv" in parts:
-        values = hidden * (meta.integer("shortconv.l_cache", 3) - 1)
+        values = hidden * max(0, meta.integer("shortconv.l_cache", 3) - 1)
     elif any(part.startswith("time_mix") for part in parts):
-        dim = meta.integer("wkv.head_size", 64)
+        dim = max(1, meta.integer("wkv.head_size", 64))
         heads = hidden // dim
         values = hidden * (meta.integer("token_shift_count", 2) + dim)
     elif meta.get("kda.head_dim") is not None:
         dim = meta.integer("kda.head_dim")
         heads = meta.integer("attention.head_count")
-        values = heads * dim * (dim + 3 * (meta.integer("ssm.conv_kernel", 4) - 1))
+        values = heads * dim * (dim + 3 * max(0, meta.integer("ssm.conv_kernel", 4) - 1))
     else:
         inner, size = meta.integer("ssm.inner_size"), meta.integer("ssm.state_size")
         groups = meta.integer("ssm.group_count", 0)
         heads = meta.integer("ssm.time_step_rank", 1)
         dim = inner // heads if heads else inner
-        values = (meta.integer("ssm.conv_kernel") - 1) * (inner + 2 * groups * size) + size * inner
+        values = max(0, meta.integer("ssm.conv_kernel") - 1) * (inner + 2 * groups * size) + size * inner
     return AttentionGroup(
         kind="linear",
         layers=1,

@@ -165,7 +165,7 @@ def _glm_moe(keys: Keys) -> Shapes:
 def _llama4(keys: Keys) -> Shapes:
     """Llama 4: experts in every n-th layer beside one shared; most layers cache in chunks."""
     inner = keys.size("intermediate_size")
-    step = keys.size("interleave_moe_layer_step", default=1)
+    step = keys.size("interleave_moe_layer_step", default=1, least=1)
     named = _with(
         keys, n_shared_experts=1, shared_expert_intermediate_size=inner,
         moe_layers=keys.get("moe_layers") or [layer for layer in range(keys.layers) if layer % step == step - 1],

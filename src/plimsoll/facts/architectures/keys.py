@@ -22,13 +22,14 @@ class Keys:
         return next((self.values[name] for name in names if self.values.get(name) is not None), None)
 
     def size(self, *names: str, default: int | None = None, least: int = 0) -> int:
-        """A count or width, `least` to 2^31; FactError where it is absent without a default, or no such number."""
+        """A count or width, `least` to 2^31 (layers: to 4096); FactError where it is no such number, or absent."""
         value = self.get(*names)
         if value is None and default is not None:
             return default
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 31:
+        most = MAX_LAYERS if any(name.endswith(("layers", "depth")) for name in names) else (1 << 31) - 1
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise FactError(
                 f"config.json says {' or '.join(names)} = {value!r}, where a whole number is needed",
                 hint="The model's files may be incomplete, or of an architecture that is not known yet.",
@@ -79,10 +80,7 @@ class Keys:
     def layers(self) -> int:
         """Number of decoder (or encoder) layers."""
         listed = self.words("layers_block_type")
-        count = len(listed) or self.size("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-        if count > MAX_LAYERS:
-            raise FactError(f"config.json claims {count} layers", hint="The file is broken.", source=self.source)
-        return count
+        return len(listed) or self.size("num_hidden_layers", "n_layer", "n_layers", "num_layers", least=1)
 
     @property
     def hidden(self) -> int:

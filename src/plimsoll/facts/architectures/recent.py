@@ -38,7 +38,7 @@ def deepseek_v4(keys: Keys) -> Shapes:
 
 def _v4_attention(shapes: Shapes, keys: Keys, at: Sequence[int], ratios: Sequence[int]) -> None:
     hidden, heads, dim, prefix = keys.hidden, keys.heads, keys.head_dim, "layers.{}.self_attn"
-    query, out, groups = keys.size("q_lora_rank"), keys.size("o_lora_rank"), keys.size("o_groups")
+    query, out, groups = keys.size("q_lora_rank"), keys.size("o_lora_rank"), keys.size("o_groups", least=1)
     shapes.linear(f"{prefix}.q_a_proj", "attention", query, hidden, at=at, sharding="replicated")
     shapes.linear(f"{prefix}.q_b_proj", "attention", heads * dim, query, at=at)
     shapes.linear(f"{prefix}.kv_proj", "attention", dim, hidden, at=at, sharding="replicated")
