@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from plimsoll.facts.model import ModelFacts
 
 FLOAT = 4
-OUTPUTS_PER_SLOT = 11000
-"""Build from which logits are reserved for one token a slot rather than for every token of the batch."""
+OUTPUTS_PER_SLOT = 9500
+"""Build about which logits came to be reserved for one token a slot rather than for every token of the batch (llama.cpp
+PR 23861, June 2026, after b9272); b11549 does so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 The estimate (v0.1.3x to v0.11, `llm/memory.go` and `fs/ggml/ggml.go`) books a full layer with its share of the cache,
 and the compute graph on every device. num_ctx counts per request slot: the cache holds num_ctx x OLLAMA_NUM_PARALLEL.
-The graph sizes agree with five logged estimates to the last digit. Since August 2026 Ollama runs llama-server itself.
+The graph sizes agree with five logged estimates to the last digit. From 0.30 on Ollama runs llama-server for every GGUF
+(PR 16031, May 2026), so llama.cpp's own law holds, num_gpu for n_gpu_layers.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 from plimsoll.facts.hardware import Device
 from plimsoll.facts.model import ModelFacts
 from plimsoll.facts.sharding import LayerBytes, bytes_by_layer
+from plimsoll.facts.versions import in_range
 from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
 from plimsoll.plan.memory.common import option, other_processes, value_bytes
+from plimsoll.plan.memory.llamacpp import account as llamacpp
 from plimsoll.plan.types import Candidate
 from plimsoll.units import MIB
 
@@ -23,6 +26,8 @@ CONTEXT_BYTES = 300 * MIB
 
 def account(candidate: Candidate) -> Ledger:
     """One ledger per device and one for RAM, with the layers that the estimate, or `num_gpu`, puts on each."""
+    if in_range(candidate.engine.version, ">=0.30"):
+        return llamacpp(candidate)
     devices = tuple(device for device in candidate.devices if device.vendor != "cpu")
     forced = option(candidate, "num_gpu", "n_gpu_layers")
     total = candidate.model.layers + 1
