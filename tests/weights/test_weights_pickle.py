@@ -241,6 +241,7 @@ def test_no_bytes_break_the_machine(data: bytes) -> None:
         (b"<!DOCTYPE html>", "is not a file of torch.save: it begins with b'<!DO'"),
         (b"PK\3\4 broken", "is broken"),
         (zipped(b"", name="other/file"), "is a zip file, but not one of torch.save"),
+        (zipped(b"")[:-6] + b"\xff\xff\xff\x7f\0\0", "is broken"),
         (b"", "is not a file of torch.save"),
     ],
 )

@@ -117,6 +117,8 @@ def _read_zip(path: Path) -> tuple[Any, Places]:
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
         entries = {entry.filename: entry for entry in archive.infolist()}
+        if not all(0 <= entry.header_offset < size for entry in entries.values()):
+            raise WeightError(f"{path.name} is broken: its zip names places outside it", hint="fetch it again")
         name = next((name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1), None)
         if name is None:
             raise WeightError(f"{path.name} is a zip file, but not one of torch.save", source=str(path))
@@ -124,8 +126,10 @@ def _read_zip(path: Path) -> tuple[Any, Places]:
         if entries[name].file_size > MAX_PICKLE_BYTES:
             raise WeightError(f"{path.name}: its pickle claims {entries[name].file_size} bytes", source=str(path))
         order = entries.get(f"{folder}byteorder")
-        if order is not None and archive.open(order).read(16) != b"little":
-            raise WeightError(f"{path.name} was written on a big-endian machine", hint="convert it there")
+        if order is not None:
+            with archive.open(order) as file:
+                if file.read(16) != b"little":
+                    raise WeightError(f"{path.name} was written on a big-endian machine", hint="convert it there")
         with archive.open(name) as file:
             state = PickleMachine(file.read(MAX_PICKLE_BYTES), name=path.name).run()
         places: dict[str, tuple[int, int]] = {}
@@ -134,10 +138,9 @@ def _read_zip(path: Path) -> tuple[Any, Places]:
                 continue
             if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                 raise WeightError(f"{path.name}: {entry_name} is compressed, which torch never does", source=str(path))
-            inside = 0 <= entry.header_offset < size
-            raw.seek(entry.header_offset if inside else 0)
+            raw.seek(entry.header_offset)
             local = raw.read(30)
-            if not inside or len(local) < 30 or local[:4] != b"PK\3\4":
+            if len(local) < 30 or local[:4] != b"PK\3\4":
                 raise WeightError(f"{path.name}: {entry_name} is not where the zip says", source=str(path))
             name_length, extra_length = struct.unpack("<HH", local[26:30])
             start = entry.header_offset + 30 + name_length + extra_length
