@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 from plimsoll.facts import catalogue
 from plimsoll.facts.model import ModelFacts
@@ -46,7 +47,7 @@ def find(
         return "the model is not named"
     if gguf or weight_format.lower().startswith("gguf"):
         return _as_gguf(plain, _gguf_type(name, weight_format) or "q4_k_m", layers, file_bytes)
-    id = _id_of(plain, layers)
+    id = _by_experts(name, plain) or _id_of(plain, layers)
     if id is None:
         return f"{name!r} is not in the catalogue"
     if (entry := catalogue.find(id)) is not None and entry.gguf is not None:
@@ -131,6 +132,20 @@ def _bare(name: str) -> str:
     return _NOISE.sub(" ", re.sub(r"[_:-]", " ", last).lower())
 
 
+def _by_experts(name: str, family: str) -> str | None:
+    """A family told apart by what its fused experts' kernel logs: "(fused_moe E=128,N=192 at TP4)"."""
+    shape = re.search(r"E=(\d+),\s*N=(\d+)\D*TP\s?(\d+)", name)
+    if shape is None:
+        return None
+    experts, width = int(shape[1]), int(shape[2]) * int(shape[3])
+    key = re.sub(r"moe$", "", _key(family))
+    for known, id in _keys().items():
+        config = _config(id) if known.startswith(key) else {}
+        if (config.get("num_experts"), config.get("moe_intermediate_size")) == (experts, width):
+            return id
+    return None
+
+
 def _by_size(name: str, layers: int | None) -> str | None:
     """A name that is a size and no more ("70B class (81 layers ...)"): the commonest family of that depth."""
     size = re.fullmatch(r"\d+(?:\.\d+)?b", _bare(name).strip())
@@ -154,10 +169,14 @@ def _by_layers(name: str, layers: int | None) -> str | None:
 
 
 @cache
-def _layers_of(id: str) -> int:
+def _config(id: str) -> Mapping[str, Any]:
     entry = catalogue.find(id)
     config = entry.config if entry else {}
-    return int(config.get("num_hidden_layers") or config.get("text_config", {}).get("num_hidden_layers") or 0)
+    return {**config, **config.get("text_config", {})}
+
+
+def _layers_of(id: str) -> int:
+    return int(_config(id).get("num_hidden_layers") or 0)
 
 
 def _closest(name: str) -> str | None:

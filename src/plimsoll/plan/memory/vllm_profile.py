@@ -120,12 +120,16 @@ def activation_peak(candidate: Candidate, *, tokens: int) -> Entry:
         sequences = max(1, tokens // IMAGE_TOKENS)
     width = 2 if candidate.dtype != "float32" else 4
     layer = tokens * width * (3 * model.intermediate_size / tensor + 3 * model.hidden_size)
+    latent = max((group.heads for group in model.attention if group.kind == "mla"), default=0)
+    # Latent attention unfolds for prefill: query, key and padded value of 192, and 256 of both from the latent.
+    unfolded = tokens * width * latent / tensor * (3 * 192 + 256 + 64)
     if model.moe is not None:
         # Fused experts: both intermediate buffers for every routed copy of a token, in chunks of 64 Ki tokens.
         cut = 1 if candidate.parallel.expert > 1 else tensor
         narrow = model.moe.intermediate_size / cut
         routed = min(tokens, 65536) * model.moe.per_token * (max(2 * narrow, model.hidden_size) + narrow)
         layer = max(layer, width * (routed + 3 * tokens * model.hidden_size))
+    layer += unfolded
     sampler = 0.0
     if model.task not in _POOLED:
         sorting = sequences < 8 or in_range(candidate.engine.version, "<0.18")
