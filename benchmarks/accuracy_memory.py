@@ -39,6 +39,8 @@ _COLUMNS = {
 }  # fmt: skip
 _NEED_DEVICE = ("kv_gib", "kv_tokens", "kv_blocks", "concurrency")
 _USUAL_CONTEXT = 4096
+# Rows that state all of these are summarised once more under the quantity with a star: nothing had to be assumed.
+_STATED = ("engine_version", "weight_format", "gpus_count", "tp", "max_model_len", "gpu_memory_utilization")
 # Words in an error that have nothing to do with memory: such rows say nothing about the ledger.
 _NOT_MEMORY = (
     "divisible", "same device", "not defined", "Error executing method", "Capture cuda graph failed", "title); see",
@@ -213,12 +215,13 @@ def _judge_row(row: Row) -> Outcome:
         if reason:
             outcome.partly.append(f"{quantity}: {reason}")
             continue
-        outcome.pairs.append(
-            Pair(
-                row=case.id, engine=case.engine.name, quantity=quantity, measured=measured,
-                predicted=values[quantity], source=row.get("source", ""),
-            )
+        pair = Pair(
+            row=case.id, engine=case.engine.name, quantity=quantity, measured=measured, predicted=values[quantity],
+            source=row.get("source", ""),
         )  # fmt: skip
+        outcome.pairs.append(pair)
+        if quantity in _NEED_DEVICE and all(row.get(column) for column in _STATED):
+            outcome.pairs.append(replace(pair, quantity=f"{quantity}*"))
     if case.context is None and not ledger.fits:
         # The row does not say for how long a context: it would do if a usual one fits.
         ledger = account(replace(candidate, context_tokens=min(candidate.context_tokens, _USUAL_CONTEXT)))
@@ -347,6 +350,7 @@ def show(outcomes: list[Outcome], *, every_row: bool) -> None:
             f"{summary.engine:14} {summary.quantity:12} {summary.rows:4d} {summary.median:8.1%} {summary.p90:8.1%} "
             f"{summary.bias:+8.1%}  {worst}"
         )
+    print(f"* only rows that state {', '.join(_STATED)}")
     table = verdicts(outcomes)
     print(f"\nverdicts: {table['rows']} rows, fits / does not fit right {table['fits_right']}")
     print(f"  measured -> predicted: {table['confusion']}")
