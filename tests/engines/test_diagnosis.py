@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from plimsoll.engines.diagnosis import explain, signatures
 from plimsoll.engines.diagnosis.signatures import fill
+from plimsoll.plan.rules import rules
 
 LOGS = Path(__file__).parents[1] / "fixtures" / "logs"
 LINES = [line.split("\t") for line in (LOGS / "lines.tsv").read_text(encoding="utf-8").splitlines()]
@@ -60,13 +61,24 @@ def test_there_is_no_message_that_an_echo_or_a_later_error_hides() -> None:
 def test_signatures_are_whole() -> None:
     known = signatures()
     assert len(known) >= 300
+    ids = {rule.id for rule in rules()}
     for signature in known.values():
         assert signature.rank in (0, 1, 2, 3)
         assert signature.what
         assert signature.source
+        assert set(signature.rules) <= ids, signature.id
         groups = {name for pattern in signature.patterns for name in pattern.groupindex}
         for text in (signature.what, signature.cause, signature.fix):
             assert set(re.findall(r"\{(\w+)\}", text)) <= groups, signature.id
+
+
+def test_the_rule_is_the_one_of_the_engine() -> None:
+    line = "ValueError: Weight output_partition_size = 576 is not divisible by weight quantization block_n = 128."
+    assert explain([line], engine="sglang").rule == "sglang.weight_block_not_divisible"
+    assert explain([line], engine="vllm").rule == explain([line]).rule == "vllm.weight_block_not_divisible"
+    assert explain([line], engine="mindie").rule is None
+    oom = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.16 GiB."
+    assert explain([oom], engine="sglang").rule == "any.out_of_memory"
 
 
 @pytest.mark.parametrize(

@@ -83,28 +83,50 @@ def explain(
     """
     log = Log.of(lines)
     matches = list(_matches(log, engine))
+    stranger = _unknown_exception(log, matches)
+    number = _signal(exit_code, signal)
+    best = _best(log, matches, stranger)
+    root: _Match | None
     if oom_killed:
-        return _known(signatures()["kernel-oom-killer"], {}, _last(log), log)
+        root = _by_ending("kernel-oom-killer", _last(log))
+    elif best is not None and best.signature.rank > 0 and not (number in _SIGNALS and _weak(log, best)):
+        root = best
+    else:
+        root = _ending(log, best, stranger, number, exit_code)
+    return _known(root, log, engine) if root is not None else _unknown(log, stranger, best, number)
+
+
+def _best(log: Log, matches: Sequence[_Match], stranger: int | None) -> _Match | None:
+    """The heaviest match; of warnings beside errors only an echo; nothing where the stranger outweighs it."""
     best = max(matches, key=lambda match: match.order, default=None)
     if best is not None and log.severity(best.index) == "warning" and _errors(log):
         echoes = [match for match in matches if match.signature.rank == 0]
         best = min(echoes, key=lambda match: match.index, default=None)
-    stranger = _unknown_exception(log, matches)
-    if best is not None and stranger is not None and _outweighs(log, stranger, best):
-        best = None
-    number = _signal(exit_code, signal)
-    weak = best is not None and log.severity(best.index) == "warning"
-    if best is not None and best.signature.rank > (1 if number in _SIGNALS else 0) and not (weak and number):
-        return _known(best.signature, best.groups, best.index, log)
-    if number in _SIGNALS and stranger is None:
-        return _known(signatures()[_SIGNALS[number]], {}, _last(log) if best is None or weak else best.index, log)
-    if best is not None and best.signature.rank > 0:
-        return _known(best.signature, best.groups, best.index, log)
-    if stranger is None and exit_code == 127:
-        return _known(signatures()["command-not-found"], {}, _last(log), log)
-    if best is not None and stranger is None and _vanished(log, best):
-        return _known(signatures()["worker-vanished"], {}, best.index, log)
-    return _unknown(log, stranger, best, number)
+    return None if best is None or (stranger is not None and _outweighs(log, stranger, best)) else best
+
+
+def _weak(log: Log, match: _Match) -> bool:
+    """Whether the way that the process ended says more than the match does."""
+    return match.signature.rank <= 1 or log.severity(match.index) == "warning"
+
+
+def _ending(
+    log: Log, best: _Match | None, stranger: int | None, number: int | None, exit_code: int | None
+) -> _Match | None:
+    """What the signal, the exit code or a sudden silence says where the log does not; None: nothing."""
+    if stranger is not None:
+        return None
+    if number in _SIGNALS:
+        told = best is not None and log.severity(best.index) != "warning"
+        return _by_ending(_SIGNALS[number], best.index if best is not None and told else _last(log))
+    if exit_code == 127:
+        return _by_ending("command-not-found", _last(log))
+    return _by_ending("worker-vanished", best.index) if best is not None and _vanished(log, best) else None
+
+
+def _by_ending(signature: str, index: int | None) -> _Match:
+    where = -1 if index is None else index
+    return _Match(signature=signatures()[signature], index=where, groups={}, weight=0, length=0)
 
 
 def _matches(log: Log, engine: str | None) -> Iterator[_Match]:
@@ -161,6 +183,8 @@ def _outweighs(log: Log, stranger: int, best: _Match) -> bool:
         return True
     if best.signature.rank == 1:
         return stranger < best.index or log.severity(best.index) != "error"
+    if best.signature.rank == 2:
+        return log.severity(best.index) == "plain"
     return False
 
 
@@ -172,15 +196,16 @@ def _signal(exit_code: int | None, signal: int | None) -> int | None:
     return -exit_code if exit_code < 0 else exit_code - 128 if 128 < exit_code < 160 else None
 
 
-def _known(signature: Signature, groups: dict[str, str | None], index: int | None, log: Log) -> Diagnosis:
+def _known(root: _Match, log: Log, engine: str | None) -> Diagnosis:
+    signature = root.signature
     return Diagnosis(
         signature=signature.id,
-        what=fill(signature.what, groups),
-        cause=fill(signature.cause, groups),
-        fix=fill(signature.fix, groups),
-        rule=signature.rule,
+        what=fill(signature.what, root.groups),
+        cause=fill(signature.cause, root.groups),
+        fix=fill(signature.fix, root.groups),
+        rule=signature.rule(engine),
         source=signature.source,
-        lines=_telling(log, [] if index is None else [index]),
+        lines=_telling(log, [root.index] if root.index >= 0 else []),
         known=True,
     )
 

@@ -23,13 +23,18 @@ class Signature:
     fix: str
     engines: tuple[str, ...] = ()
     """Whose logs it may stand in; (): anyone's."""
-    rule: str | None = None
-    """The check that finds it before launch."""
+    rules: tuple[str, ...] = ()
+    """The checks that find it before launch, one per engine."""
     source: str = ""
 
     def concerns(self, engine: str | None) -> bool:
         """Whether it may stand in a log of `engine`; of None, an engine not known, any may."""
         return engine is None or not self.engines or engine in self.engines
+
+    def rule(self, engine: str | None) -> str | None:
+        """The check of `engine` (or of any) that finds it before launch; of None, the first."""
+        fitting = (rule for rule in self.rules if engine is None or rule.partition(".")[0] in (engine, "any"))
+        return next(fitting, None)
 
 
 @cache
@@ -48,7 +53,7 @@ def signatures() -> Mapping[str, Signature]:
                     cause=row["cause"],
                     fix=row["fix"],
                     engines=tuple(row.get("engines", ())),
-                    rule=row.get("rule"),
+                    rules=tuple(row.get("rules", ())),
                     source=row["source"],
                 )
     return known
