@@ -47,6 +47,16 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Line ends that are not LF are lost but in double quotes."""
+    style = '"' if any(end in text for end in "\r\x85\u2028\u2029\ufeff") else None
+    node: yaml.Node = dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+    return node
+
+
+_Dumper.add_representer(str, _text)
+
+
 def dump_yaml(*documents: Mapping[str, Any]) -> str:
     """One or several documents, keys in their order."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)

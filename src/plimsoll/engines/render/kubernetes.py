@@ -88,7 +88,7 @@ def _objects(name: str, members: list[Placed], *, image: str | None) -> list[dic
                 "spec": {"replicas": 1, "leaderWorkerTemplate": template},
             }
         )
-    port = next(one.process.port for one in members if one.process.port and one.process is _serving(members))
+    port = _serving(members).port
     objects.append(
         {
             "apiVersion": "v1",
@@ -102,8 +102,10 @@ def _objects(name: str, members: list[Placed], *, image: str | None) -> list[dic
 
 
 def _serving(members: Sequence[Placed]) -> Process:
-    """The process to talk to: the last on the first node that is probed with a request."""
-    return next(one.process for one in reversed(members) if one.process.ready.probe_path)
+    """The process to talk to: the one that is probed with a request, else the last that listens."""
+    listening = [one.process for one in members if one.process.port]
+    probed = [process for process in listening if process.ready.probe_path]
+    return (probed or listening)[-1]
 
 
 def _as_any_worker(one: Placed) -> Placed:
