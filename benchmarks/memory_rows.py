@@ -218,7 +218,7 @@ def _options(flags: str, policy: MemoryPolicy) -> dict[str, Any]:
         if re.search(pattern, flags, re.IGNORECASE):
             options[name] = True
     if options.get("enable_lora") and "max_lora_rank" not in options and re.search("unsloth", flags, re.IGNORECASE):
-        options["max_lora_rank"] = 64  # Unsloth's own default
+        options["max_lora_rank"] = 32  # Unsloth's notebooks take 16 to 64
     if split := re.search(r"(?:-ts|tensor[-_]split)[ =]+([\d.,/]+\d)", flags):
         options["tensor_split"] = split[1]
     flash = re.search(r"(?:flash[-_]attn|-fa)(?:[ =]+(\d|on|off|auto))?", flags)

@@ -57,6 +57,15 @@ def test_hosts_alike_are_joined_by_pipeline():
     assert (chosen.parallel.tensor, chosen.parallel.pipeline) == (8, chosen.nodes)
 
 
+def test_llamacpp_goes_over_hosts_card_by_card():
+    cards = tuple(gpu("RTX 3090", memory=round(23.58 * GIB), index=i) for i in range(8))
+    hosts = [host(name=f"h{i}", ram=16 * GIB, devices=cards) for i in range(4)]
+    facts = model(layers=60, hidden=8192, wide=28672, heads=64, vocab=128256, value=4, context=8192)
+    plan = solve(spec("m", context=4096, concurrency=1), {"m": facts}, hosts, [engine(multi_node=True)])
+    chosen = plan.replicas[0].candidate
+    assert plan.fits and chosen.nodes > 1 and len(chosen.devices) <= 15
+
+
 def test_three_models_share_two_cards_in_tenths():
     plan = solve(
         spec("llm", "embedding", "reranker"), {"llm": LLM, "embedding": EMBED, "reranker": EMBED}, [a6000s(2)], [VLLM]

@@ -13,6 +13,10 @@ from plimsoll.plan.types import Candidate, Parallel
 from plimsoll.spec.deployment import Deployment
 
 
+_RPC_CARDS = 15
+"""That llama.cpp drives over the network: its scheduler has 16 backends, the CPU is one (GGML_SCHED_MAX_BACKENDS)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """Devices on one host or several alike, and how the model is cut over them."""
@@ -124,7 +128,15 @@ def _over_hosts(
     cards = [usable_cards(deployment, host, engine) for host in hosts]
     kinds = {(device.arch, device.memory_bytes) for group in cards for device in group}
     per_host = min(len(group) for group in cards)
-    if len(kinds) != 1 or not per_host or "pipeline" not in engine.parallel:
+    if len(kinds) != 1 or not per_host:
+        return
+    if "layer" in engine.parallel and _ranks_allowed(deployment, Parallel()):
+        for nodes in _counts(len(hosts))[1:]:
+            each = min(per_host, _RPC_CARDS // nodes)
+            devices = tuple(device for group in cards[:nodes] for device in group[:each])
+            if each:
+                yield Placement(host=hosts[0], devices=devices, parallel=Parallel(), nodes=nodes)
+    if "pipeline" not in engine.parallel:
         return
     for nodes in _counts(len(hosts))[1:]:
         devices = tuple(device for group in cards[:nodes] for device in group[:per_host])
