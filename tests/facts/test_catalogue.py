@@ -170,6 +170,16 @@ def test_gguf_blocks_fit_the_rows_they_cut() -> None:
             assert part.bytes >= part.params * BY_NAME[part.dtype].bits / 8 - 1
 
 
+def test_qwens_padded_quantized_checkpoints() -> None:
+    """Its shards on the hub sum to 41.57 GB as rounded there; unpadded they would be 41.46."""
+    padded = catalogue.model("Qwen/Qwen2.5-72B-Instruct-AWQ")
+    assert padded.intermediate_size == 29696
+    assert padded.weight_bytes == pytest.approx(41.57e9, rel=0.001)
+    assert catalogue.model("Qwen/Qwen2.5-72B-Instruct", form="gptq-int4").intermediate_size == 29696
+    assert catalogue.model("Qwen/Qwen2.5-72B-Instruct").intermediate_size == 29568
+    assert catalogue.model("Qwen2.5-72B-Instruct-Q4_K_M").intermediate_size == 29568
+
+
 def test_damaged_configs_end_in_facts_or_a_fact_error() -> None:
     chance = random.Random(11)
     junk: list[Any] = [None, -1, 0, 1e30, "x", [], {}, [1, 2], True, 1 << 40, {"a": 1}, ["q", None], 3.5, float("nan")]

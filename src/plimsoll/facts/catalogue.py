@@ -1,8 +1,11 @@
 """Models that are known without a network: their config.json in short, found by any of the names people use.
 
 `data/models/*.json` hold one model per line: `id`, `same` (others of the same shape), `names` (Ollama's), `config`,
-`quantized` (published checkpoints by scheme), `source`, `date`. A name that ends like a quantization (`-AWQ`,
-`-Q4_K_M`, `:72b-q4_K_M`) of a known model is derived from it by the usual settings, and says so in `source`.
+`quantized` (published checkpoints by scheme), `quantized_config` (keys that AWQ and GPTQ checkpoints change: Qwen pads
+its 72B so that groups of 128 divide over 8 devices, github.com/QwenLM/Qwen3/issues/578), `source`, `date`.
+
+A name that ends like a quantization (`-AWQ`, `-Q4_K_M`, `:72b-q4_K_M`) of a known model is derived from it by the
+usual settings, and says so in `source`.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ class Entry:
     derived: bool = False
     """Whether the quantization was read off the name and its usual settings assumed."""
     gguf: str | None = None
+    grouped: Mapping[str, Any] | None = None
+    """Keys of the config that checkpoints with weights quantized in groups (AWQ, GPTQ) change."""
 
 
 _W4 = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
@@ -249,15 +254,16 @@ def _find(key: str, ref: str) -> Entry | None:
 
 def _entry(number: int, id: str, scheme: str | None) -> Entry:
     raw = _entries()[number]
-    config: dict[str, Any] = raw["config"]
     source = f"{raw['source']} ({raw['date']})"
-    if scheme is None:
-        return Entry(id=id, config=_unfolded(config), source=source, date=raw["date"])
-    return _quantized(Entry(id=raw["id"], config=config, source=source, date=raw["date"]), scheme, id=id)
+    grouped = raw.get("quantized_config")
+    entry = Entry(id=id, config=_unfolded(raw["config"]), source=source, date=raw["date"], grouped=grouped)
+    return entry if scheme is None else _quantized(entry, scheme, id=id)
 
 
 def _quantized(base: Entry, scheme: str, *, id: str) -> Entry:
     config = _plain(base.config)
+    if base.grouped and scheme.startswith(("awq", "gptq")):
+        config |= base.grouped
     if scheme != "none":
         config["quantization_config"] = SCHEMES[scheme]
     source = f"{base.source}; quantization by its name, with the settings usual for {scheme}"
