@@ -12,7 +12,6 @@ from plimsoll.plan.rules.options import options_from_args
 from plimsoll.plan.types import Candidate, Parallel
 from plimsoll.spec.deployment import Deployment
 
-
 _RPC_CARDS = 15
 """That llama.cpp drives over the network: its scheduler has 16 backends, the CPU is one (GGML_SCHED_MAX_BACKENDS)."""
 

@@ -39,14 +39,15 @@ def booked_bytes(settled: Settled, device: DeviceLedger) -> int:
 
 
 def after(hosts: Iterable[Host], taken: Settled) -> list[Host]:
-    """`hosts` with what `taken` books gone from what is free."""
-    return [_after_on(host, taken) for host in hosts]
+    """`hosts` with what `taken` books gone from what is free; a replica over several lies on the first of them."""
+    there = list(hosts)
+    nodes = taken.candidate.nodes
+    used = {host.name for host in there[:nodes]} if nodes > 1 else {taken.candidate.host.name}
+    return [_after_on(host, taken) if host.name in used else host for host in there]
 
 
 def _after_on(host: Host, taken: Settled) -> Host:
     candidate = taken.candidate
-    if candidate.host.name != host.name and candidate.nodes == 1:
-        return host
     booked: dict[tuple[str, int], int] = {}
     ram = 0
     for device, ledger in zip(candidate.devices, taken.ledger.devices, strict=False):
