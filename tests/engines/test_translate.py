@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from plimsoll.engines.translate import translate
 from plimsoll.engines.translate.words import commands
@@ -176,3 +179,22 @@ def test_shell_words() -> None:
     [command] = commands('A=1 B="x y" nohup prog --flag "$C" ${D:-d} # comment\n')
     assert command.words == ("prog", "--flag", "$C", "d")
     assert command.env == {"A": "1", "B": "x y"}
+
+
+STARTS = [
+    "vllm serve m", "python -m sglang.launch_server --model m", "llama-server -m m", "ollama run m", "FROM m",
+    "transformers serve m", "docker run vllm/vllm-openai --model m", "[Service]\nExecStart=ollama run",
+    "services:\n  a:", "{", "",
+]  # fmt: skip
+PIECES = [
+    "--dtype", "int8", "--gpu-memory-utilization", "1.5", "--max-model-len", "auto", "-1", "-tp", "0", "--port", "é",
+    "99999", "--api-key", "--speculative-config", "{", "[1]", "&&", "'", "$X", "#", "--task", "--rope-scaling", "3",
+    "-np", "--host", "\n", "\\", "CUDA_VISIBLE_DEVICES=0,x", "--served-model-name", "/", "PARAMETER", "num_ctx", "=",
+]  # fmt: skip
+
+
+@settings(max_examples=600)
+@given(start=st.sampled_from(STARTS), words=st.lists(st.sampled_from(PIECES), max_size=10))
+def test_whatever_is_given_is_translated_or_refused(start: str, words: list[str]) -> None:
+    with contextlib.suppress(SpecError):
+        translate(" ".join((start, *words))).spec()

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pydantic import ValidationError
+
 from plimsoll.engines.translate.documents import (
     Container,
     compose_services,
@@ -155,4 +157,8 @@ def _gateway(drafts: list[Draft], notes: list[Note]) -> GatewaySpec:
         found["host"] = host
     if ports:
         found["port"] = ports[0]
-    return GatewaySpec.model_validate(found)
+    try:
+        return GatewaySpec.model_validate(found)
+    except ValidationError as error:
+        where = f"{host or ''}:{ports[0] if ports else ''}"
+        raise SpecError(f"the address {where} cannot be used", hint="Ports end at 65535.") from error

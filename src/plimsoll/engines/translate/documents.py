@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from plimsoll.engines.translate.draft import Draft, Value
-from plimsoll.engines.translate.words import Command
+from plimsoll.engines.translate.words import Command, split_words
 from plimsoll.errors import SpecError
 
 _IMAGES = {
@@ -100,7 +99,7 @@ def _docker_option(found: Container, name: str, value: str) -> None:
         case "--ipc":
             found.shared_memory = found.shared_memory or value == "host"
         case "--entrypoint":
-            found.command = tuple(shlex.split(value))
+            found.command = tuple(split_words(value))
 
 
 def _publish(found: Container, value: str) -> None:
@@ -112,11 +111,16 @@ def _publish(found: Container, value: str) -> None:
 
 def compose_services(text: str) -> Iterator[Container]:
     """The services of a compose file; SpecError if it is none."""
-    document = yaml.safe_load(text)
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"not YAML: {error}", hint="A compose file is expected where `services:` stands.") from error
     services = document.get("services") if isinstance(document, dict) else None
     if not isinstance(services, dict):
         raise SpecError("the file has no services", hint="A compose file has `services:` at the top.")
     for service in services.values():
+        if not isinstance(service, dict):
+            continue
         found = Container(image=str(service.get("image", "")))
         found.command = (*_word_list(service.get("entrypoint")), *_word_list(service.get("command")))
         found.env = _environment(service.get("environment"))
@@ -137,7 +141,7 @@ def compose_services(text: str) -> Iterator[Container]:
 def _word_list(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
-    return tuple(shlex.split(value)) if isinstance(value, str) else tuple(str(word) for word in value)
+    return tuple(split_words(value)) if isinstance(value, str) else tuple(str(word) for word in value)
 
 
 def _environment(value: Any) -> dict[str, str]:
@@ -165,10 +169,10 @@ def unit_command(text: str) -> Command:
         if key == "ExecStart":
             start = value.lstrip("-@+!:")
         elif key == "Environment":
-            env |= dict(word.split("=", 1) for word in shlex.split(value, comments=True) if "=" in word)
+            env |= dict(word.split("=", 1) for word in split_words(value, comments=True) if "=" in word)
     if not start:
         raise SpecError("the unit has no ExecStart", hint="Only service units start something.")
-    return Command(words=tuple(shlex.split(start)), env=env)
+    return Command(words=tuple(split_words(start)), env=env)
 
 
 def modelfile_draft(text: str) -> Draft:

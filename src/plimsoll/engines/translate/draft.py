@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from plimsoll.engines.translate.notes import Fate, Note
+from plimsoll.errors import SpecError
+from plimsoll.plan.rules.case import as_number
 from plimsoll.spec.deployment import Deployment
 
 Value = str | int | float | bool
@@ -42,11 +46,12 @@ class Draft:
         return found[0] if found else None
 
     def number(self, *names: str) -> int | None:
-        """The same as a whole number; `8k` counts 1024s."""
+        """The same as a whole number from 1; `8k` counts 1024s; None for `auto`, -1 and what is no number."""
         value = self.take(*names)
         if isinstance(value, str) and re.fullmatch(r"\d+[kK]", value):
             return int(value[:-1]) * 1024
-        return int(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        number = as_number(value)
+        return int(number) if number is not None and number >= 1 else None
 
     def into(self, key: str, *names: str) -> None:
         """A flag that is a key of the spec."""
@@ -109,7 +114,13 @@ class Draft:
         }
         if self.parallel:
             content["parallel"] = self.parallel
-        return Deployment.model_validate(content)
+        try:
+            return Deployment.model_validate(content)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise SpecError(
+                f"the command cannot be put into a spec: {wrong}", hint="Correct that flag and import it again."
+            ) from error
 
 
 def spelled(name: str) -> str:

@@ -59,7 +59,7 @@ def _split(line: str) -> list[list[str]]:
     lexer.commenters = "#"
     try:
         words = list(lexer)
-    except ValueError:
+    except ValueError:  # an open quote
         words = line.split()
     found: list[list[str]] = [[]]
     for word in words:
@@ -68,6 +68,14 @@ def _split(line: str) -> list[list[str]]:
         else:
             found[-1].append(word)
     return [part for part in found if part]
+
+
+def split_words(text: str, *, comments: bool = False) -> list[str]:
+    """Words as a shell would split them; at spaces where a quote is left open."""
+    try:
+        return shlex.split(text, comments=comments)
+    except ValueError:
+        return text.split()
 
 
 def _fill(word: str, variables: Mapping[str, str]) -> str:

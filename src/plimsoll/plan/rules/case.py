@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 from plimsoll.facts.hardware import Device, Vendor
@@ -16,6 +17,17 @@ from plimsoll.plan.ledger import Ledger
 from plimsoll.plan.types import Candidate
 
 DTYPE_NAMES = {"half": "float16", "float": "float32", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+def as_number(value: object) -> float | None:
+    """A finite number out of what a user wrote; None where it is none."""
+    if not isinstance(value, (str, int, float)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if isfinite(number) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +115,7 @@ class Case:
 
     def number(self, name: str) -> float | None:
         """An option as a number; None when it is not given or is none."""
-        try:
-            return float(self.options[name])
-        except (KeyError, ValueError):
-            return None
+        return as_number(self.options.get(name))
 
     def json(self, name: str) -> Mapping[str, Any]:
         """An option that holds a JSON object, with its dotted parts (`name.key`) laid over it."""

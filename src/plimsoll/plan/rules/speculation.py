@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plimsoll.plan.rules.case import Case
+from plimsoll.plan.rules.case import Case, as_number
 from plimsoll.plan.rules.registry import Example, Fault, rule
 
 _MTP_1: Example = {"speculative_config": '{"method": "mtp", "num_speculative_tokens": 1}'}
@@ -29,7 +29,7 @@ _SGLANG_PP: Example = {"engine": "sglang", "pp": 2}
 )  # fmt: skip
 def draft_ranks(case: Case) -> Fault | None:
     """The draft model's tensor-parallel size is neither 1 nor the model's."""
-    ranks = case.json("speculative_config").get("draft_tensor_parallel_size")
+    ranks = as_number(case.json("speculative_config").get("draft_tensor_parallel_size"))
     ranks = ranks or case.number("speculative_draft_tensor_parallel_size")
     if ranks is None or int(ranks) in (1, case.tp):
         return None
@@ -104,7 +104,7 @@ def mtp_tokens(case: Case) -> Fault | None:
     """num_speculative_tokens is no multiple of the model's prediction layers."""
     config = case.json("speculative_config")
     layers = int(case.model.config.get("num_nextn_predict_layers") or 0)
-    tokens = int(config.get("num_speculative_tokens") or 0)
+    tokens = int(as_number(config.get("num_speculative_tokens")) or 0)
     if "mtp" not in str(config.get("method", "")) or layers < 2 or tokens <= layers or tokens % layers == 0:
         return None
     return Fault(
@@ -169,7 +169,7 @@ def mtp_without_layers(case: Case) -> Fault | None:
 )  # fmt: skip
 def lora_speculation_budget(case: Case) -> Fault | None:
     """LoRA with drafts and too small a batch."""
-    tokens = int(case.json("speculative_config").get("num_speculative_tokens") or 0)
+    tokens = int(as_number(case.json("speculative_config").get("num_speculative_tokens")) or 0)
     batch, needed = case.candidate.batched_tokens, case.candidate.sequences * (tokens + 1)
     if not case.on("enable_lora") or not tokens or batch is None or batch >= needed:
         return None

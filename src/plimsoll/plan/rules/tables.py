@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from plimsoll.facts.incompatible import Row, flag_name, rows
-from plimsoll.plan.rules.case import Case
+from plimsoll.plan.rules.case import Case, as_number
 from plimsoll.plan.rules.registry import Check, Fault, Rule
 
 
@@ -234,7 +234,7 @@ def holds(case: Case, wanted: Mapping[str, Any]) -> bool:
 def _matches(given: Any, want: Any) -> bool:
     if isinstance(want, dict):
         if "above" in want:
-            return given is not None and float(given) > want["above"]
+            return bool((as_number(given) or 0.0) > want["above"])
         return given not in (None, "", "auto") and str(given) not in want["not"]
     if isinstance(want, bool):
         return (str(given).lower() not in ("none", "", "false", "off")) is want
