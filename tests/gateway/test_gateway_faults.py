@@ -78,6 +78,7 @@ ENGINES = {
     ),
     "trailers": (says(CHUNKED + chunk(OK) + b"0\r\nx-trailer: evil\r\n\r\n"), 200),
     "until close": (says(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n" + OK, "close"), 200),
+    "until close, cut": (says(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n" + OK[:4], "close"), 503),
     "http/1.0": (says(b"HTTP/1.0 200 OK\r\ncontent-length: 8\r\n\r\n" + OK, "close"), 200),
     "half-closed": (says(sized(OK), "half-close"), 200),
     "header from hell": (says(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\nx\x00y: z\r\n\r\n" + OK), 502),
@@ -189,6 +190,7 @@ CLIENTS = {
     "deep json": (post("/v1/chat/completions", b"[" * 900), 400),
     "wrong method": (b"PUT /v1/chat/completions HTTP/1.1\r\nhost: x\r\n\r\n", 405),
     "wrong path": (b"GET /v2/nothing HTTP/1.1\r\nhost: x\r\n\r\n", 404),
+    "connect": (b"CONNECT x:443 HTTP/1.1\r\nhost: x\r\n\r\n", 405),
     "slow head": (HEAD, 408),
     "slow body": (HEAD + b"content-length: 27\r\n\r\n{", 408),
 }
@@ -250,6 +252,38 @@ def test_continue_is_said_before_a_large_body() -> None:
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
             writer.write(BODY)
             assert (await read_answer(reader)).status == 200
+            writer.close()
+
+    run(test())
+
+
+def test_a_refusal_is_read_by_a_client_that_is_still_sending() -> None:
+    async def test() -> None:
+        async with gateway(settings=Settings(body_bytes=1000, api_keys=("sk",))) as (front, _):
+            for length, status in ((10_000_000, 413), (900_000, 401)):
+                front.settings = Settings(body_bytes=1_000_000 if status == 401 else 1000)
+                reader, writer = await asyncio.open_connection(*front.address)
+                writer.write(HEAD + b"content-length: %d\r\n\r\n" % length)
+                for _ in range(50):
+                    writer.write(b"x" * 10_000)
+                    await asyncio.sleep(0)
+                assert (await asyncio.wait_for(read_answer(reader), 5)).status == status
+                assert await reader.read() == b""
+                writer.close()
+
+    run(test())
+
+
+def test_a_head_has_one_deadline_however_slowly_it_drips() -> None:
+    async def test() -> None:
+        async with gateway(settings=Settings(header_wait_s=0.3)) as (front, _):
+            reader, writer = await asyncio.open_connection(*front.address)
+            for byte in HEAD:
+                if writer.transport.is_closing():
+                    break
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0.02)
+            assert (await asyncio.wait_for(read_answer(reader), 5)).status == 408
             writer.close()
 
     run(test())

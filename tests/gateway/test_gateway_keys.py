@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stand_in import EVENT_STREAM, USAGE, Got, ask, chat, chunk, delta, post, run, sized, standing, upstream
+from stand_in import EVENT_STREAM, USAGE, Got, ask, chat, chunk, delta, gateway, post, run, sized, standing, upstream
 
 from plimsoll.errors import GatewayError
 from plimsoll.gateway.accounts import Accounts
 from plimsoll.gateway.keys import ApiKey, Bucket, Holder, KeyRing, digest
 from plimsoll.gateway.server import Gateway
+from plimsoll.gateway.settings import Settings
 from plimsoll.gateway.store import Store, Usage
 from plimsoll.gateway.table import RouteTable
 
@@ -157,6 +158,18 @@ def test_a_bucket_never_gives_more_than_its_limit_and_refill(steps: list[tuple[f
             bucket.take(amount)
             given_out += amount
     assert given_out <= limit + now_s * limit / 60 + 1e-6
+
+
+def test_strangers_see_that_it_lives_and_nothing_more() -> None:
+    async def test() -> None:
+        dead = upstream(1, healthy=False, reason="secret")
+        async with gateway(dead, settings=Settings(api_keys=("sk",))) as (front, _):
+            got = await ask(front.address, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (got.status, got.json) == (503, {"status": "down"})
+            got = await ask(front.address, b"GET /health HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk\r\n\r\n")
+            assert got.json["models"]["m"]["reasons"] == ["secret"]
+
+    run(test())
 
 
 def test_an_expired_key_is_refused() -> None:

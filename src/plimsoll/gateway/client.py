@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _PIPELINED = 16
 """Requests that may wait on one connection; a client that sends more is cut off after the one in work."""
 _WRITE_HIGH_BYTES = 256 << 10
+_LINGER_S = 2.0
+_TRUSTED_BYTES = 64 << 10
+"""A body longer than this is read only for those who may send it."""
 _PASSED_ON = frozenset({b"accept", b"user-agent", b"traceparent", b"tracestate", b"baggage"})
 _NEVER_PASSED_ON = frozenset({b"x-api-key", b"x-request-id", b"x-forwarded-for", b"x-forwarded-proto", b"x-real-ip"})
 
@@ -54,8 +57,8 @@ class Client(asyncio.Protocol):
     """A connection; `exchange` is the request that is being answered by an upstream."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_fresh_bytes", "_gateway", "_headers", "_in_head", "_parser", "_ready", "_refused",
-        "_settings", "_transport", "_url", "answering", "deadline_s", "exchange", "host",
+        "_body", "_body_bytes", "_closing", "_fresh_bytes", "_gateway", "_headers", "_in_head", "_parser", "_ready",
+        "_refused", "_settings", "_transport", "_url", "answering", "deadline_s", "exchange", "host", "paused",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:
@@ -71,7 +74,10 @@ class Client(asyncio.Protocol):
         self._in_head = True
         self._refused: GatewayError | None = None
         self._ready: collections.deque[Request] = collections.deque()
+        self._closing = False
         self.answering = False
+        self.paused = False
+        """Whether more than enough of its answer waits to be read."""
         self.exchange: Exchange | None = None
         self.deadline_s = 0.0
         self.host = ""
@@ -99,13 +105,15 @@ class Client(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads too slowly."""
+        self.paused = True
         self.deadline_s = self._gateway.now() + self._settings.write_wait_s
         if self.exchange is not None:
             self.exchange.pause()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
-        self.deadline_s = 0.0
+        self.paused = False
+        self.deadline_s = 0.0 if self.answering else self._gateway.now() + self._settings.keep_alive_s
         if self.exchange is not None:
             self.exchange.resume()
 
@@ -127,8 +135,8 @@ class Client(asyncio.Protocol):
             self._next()
         elif self._refused is not None and not self.answering:
             self.refuse(self._refused)
-        elif not self.answering:
-            self.deadline_s = self._gateway.now() + self._settings.header_wait_s
+        elif not self.answering and (not self._in_head or self._fresh_bytes == len(data)):
+            self.deadline_s = self._gateway.now() + self._settings.header_wait_s  # a head has one, a body one a piece
 
     # httptools calls these
 
@@ -167,7 +175,11 @@ class Client(asyncio.Protocol):
         length = headers.get(b"content-length")
         if length is not None and int(length) > settings.body_bytes:
             self._too_large()
-        elif b"expect" in headers and self._refused is None and self._transport is not None and not self.answering:
+        elif self._refused is None and (
+            b"transfer-encoding" in headers if length is None else int(length) > _TRUSTED_BYTES
+        ):
+            self._refused = self._gateway.stranger(headers)
+        if b"expect" in headers and self._refused is None and self._transport is not None and not self.answering:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, data: bytes) -> None:
@@ -212,7 +224,7 @@ class Client(asyncio.Protocol):
         if transport is None:
             return
         if not keep_alive:
-            transport.close()
+            self.close()
         elif self._ready:
             self._gateway.loop.call_soon(self._next)
         elif self._refused is not None:
@@ -226,7 +238,10 @@ class Client(asyncio.Protocol):
         """Answer with an error; `headers` are complete lines."""
         keep_alive = keep_alive and self._refused is None
         self.write(answers.error_answer(error, headers=headers, keep_alive=keep_alive, anthropic=anthropic))
-        self.answered(keep_alive=keep_alive)
+        if error is self._refused and self._transport is not None and self._transport.can_write_eof():
+            self._linger(self._transport)
+        else:
+            self.answered(keep_alive=keep_alive)
 
     def abort(self) -> None:
         """Cut the connection: the answer cannot be finished."""
@@ -243,6 +258,8 @@ class Client(asyncio.Protocol):
     def close(self) -> None:
         """Close once what was written is sent."""
         if self._transport is not None:
+            self._closing = True
+            self.deadline_s = self._gateway.now() + self._settings.write_wait_s
             self._transport.close()
 
     def sweep(self, now_s: float) -> None:
@@ -250,13 +267,18 @@ class Client(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.sweep(now_s)
         if self.deadline_s and now_s >= self.deadline_s and self._transport is not None:
-            if self.answering:
+            if self.answering or self._closing:
                 self._transport.abort()
             elif self._fresh_bytes or not self._in_head:
-                self._refuse(408, "The request did not arrive in time.")
-                self.refuse(self._refused or GatewayError("late", status=408))
+                self.refuse(self._refuse(408, "The request did not arrive in time."))
             else:
-                self._transport.close()
+                self.close()
+
+    def _linger(self, transport: asyncio.Transport) -> None:
+        """Close, but go on reading for a moment: a socket closed on unread bytes would take the answer back."""
+        transport.write_eof()
+        self._closing = True
+        self.deadline_s = self._gateway.now() + _LINGER_S
 
     def _next(self) -> None:
         if self._ready and not self.answering and self._transport is not None:
@@ -264,9 +286,10 @@ class Client(asyncio.Protocol):
             self.deadline_s = 0.0
             self._gateway.handle(self, self._ready.popleft())
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str) -> GatewayError:
         if self._refused is None:
             self._refused = GatewayError(message, status=status, kind="invalid_request_error")
+        return self._refused
 
     def _too_large(self) -> None:
         self._refuse(413, f"The body is larger than {self._settings.body_bytes} bytes.")
@@ -276,6 +299,9 @@ class Client(asyncio.Protocol):
 
         The parser stops at such a head, so the head is written anew without the wish and parsed again with the rest.
         """
+        if self._parser.get_method() == b"CONNECT":
+            self.refuse(self._refuse(405, "This is no proxy."))
+            return
         drop = (b"connection", b"upgrade", b"http2-settings")
         lines = [b"%b %b HTTP/1.1\r\n" % (self._parser.get_method(), self._url)]
         lines += [b"%b: %b\r\n" % item for item in self._headers.items() if item[0] not in drop]

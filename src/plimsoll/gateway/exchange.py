@@ -187,6 +187,8 @@ class Exchange:
                 strip_usage=self._ask_usage, anthropic=self.route.anthropic,
                 hold_bytes=self._gateway.settings.buffered_bytes,
             )  # fmt: skip
+            if self.client.paused:  # by the answer before
+                self.pause()
         try:
             reply.feed(data, complete=complete)
         except GatewayError as error:

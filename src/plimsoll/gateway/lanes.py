@@ -220,7 +220,7 @@ class Lane:
             only = self.targets[0]
             return only if only.running < only.upstream.concurrency and only.usable(now_s) else None
         free = [t for t in self.targets if t.running < t.upstream.concurrency and t.usable(now_s)]
-        if len(free) > 1 and waiter.avoid:
+        if waiter.avoid and any(t.upstream.name != waiter.avoid and t.usable(now_s) for t in self.targets):
             free = [target for target in free if target.upstream.name != waiter.avoid]
         if not free:
             return None

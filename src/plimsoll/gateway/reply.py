@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import orjson
+
 from plimsoll.errors import GatewayError
 from plimsoll.gateway import answers
 from plimsoll.gateway.adapters import MALFORMED
+from plimsoll.gateway.answers import JSON
 from plimsoll.gateway.bodies import is_event_stream
 from plimsoll.gateway.sse import EventTap, event_json, find_counts, split_events
 
@@ -80,7 +83,7 @@ class Reply:
     def feed(self, data: bytes, *, complete: bool) -> None:
         """Pass on a part of the body; GatewayError if it is not what the route promises.
 
-        EOFError: the connection's end is the answer's end, and the answer's last event is missing.
+        EOFError: the connection's end is the answer's end, and the rest of the answer is missing.
         """
         if self.tap is not None:
             self._feed_events(self.tap, data, complete=complete)
@@ -88,7 +91,10 @@ class Reply:
             self._tail = (self._tail + data)[-_TAIL_BYTES:]
             self._write(data)
         elif complete:
-            self._whole(b"".join((*self._buffer, data)) if self._buffer else data)
+            data = b"".join((*self._buffer, data)) if self._buffer else data
+            if self._connection.by_close and not _is_whole(data, self._connection.headers):
+                raise EOFError
+            self._whole(data)
         else:
             self._hold(data)
         if complete and self._chunked:
@@ -179,6 +185,17 @@ def _translate(events: Events, data: bytes, *, complete: bool) -> bytes:
         return out + events.end() if complete else out
     except MALFORMED as error:
         raise _not_as_expected(error) from error
+
+
+def _is_whole(data: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether an answer of unknown length can be all of it: JSON that was cut short is no JSON."""
+    if (b"content-type", JSON) not in headers:
+        return True
+    try:
+        orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _not_as_expected(error: Exception) -> GatewayError:

@@ -9,7 +9,8 @@ import itertools
 import os
 import ssl
 import time
-from collections.abc import Callable, Iterable
+import urllib.parse
+from collections.abc import Callable, Iterable, Mapping
 
 import orjson
 
@@ -175,7 +176,7 @@ class Gateway:
                 client.answered(keep_alive=request.keep_alive)
                 return
         try:
-            holder = self._holder(request, path)
+            holder = None if path == b"/health" else self._holder(request.headers)
             route = ROUTES.get(path)
             if route is None:
                 self._answer_locally(client, request, path, request_id)
@@ -241,13 +242,21 @@ class Gateway:
             )
         )  # fmt: skip
 
-    def _holder(self, request: Request, path: bytes) -> Holder | None:
-        """Whose key the request comes with; GatewayError 401 without a valid one."""
-        if self._keys is None or path == b"/health":
+    def stranger(self, headers: Mapping[bytes, bytes]) -> GatewayError | None:
+        """Why these headers' sender may not send anything; None: it may."""
+        try:
+            self._holder(headers)
+        except GatewayError as error:
+            return error
+        return None
+
+    def _holder(self, headers: Mapping[bytes, bytes]) -> Holder | None:
+        """Whose key a request comes with; GatewayError 401 without a valid one."""
+        if self._keys is None:
             return None
-        scheme, _, token = request.headers.get(b"authorization", b"").partition(b" ")
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
-            token = request.headers.get(b"x-api-key", b"")
+            token = headers.get(b"x-api-key", b"")
         return self._keys.find(token.strip(), time.time())
 
     def _answer_locally(self, client: Client, request: Request, path: bytes, request_id: bytes) -> None:
@@ -259,11 +268,13 @@ class Gateway:
                 {"object": "list", "data": [self._model(name) for name in self._table.models if name[-1] != "*"]}
             )
         elif path.startswith((b"/v1/models/", b"/models/")):
-            name = path.partition(b"models/")[2].decode("utf-8", "replace")
+            name = urllib.parse.unquote(path.partition(b"models/")[2].decode("latin-1"))
             self._table.resolve(name)
             body = orjson.dumps(self._model(name))
         elif path == b"/health":
             status, health = self.health()
+            if self._keys is not None and self.stranger(request.headers):
+                health = {"status": health["status"]}
             body = orjson.dumps(health)
         elif path == b"/metrics":
             content_type = _PROMETHEUS
