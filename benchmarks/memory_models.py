@@ -101,10 +101,16 @@ def _scaled(facts: ModelFacts, file_bytes: int) -> ModelFacts:
 
 
 def _id_of(name: str, layers: int | None) -> str | None:
-    found = catalogue.find(name)
-    if found is not None:
-        return found.id
-    return _keys().get(_key(name)) or _by_size(name, layers) or _by_layers(name, layers) or _closest(name)
+    """The first way of reading the name that gives a model of so many layers (one more or less: MTP, the output)."""
+    known = catalogue.find(name)
+    readings = (
+        known.id if known is not None else None, _keys().get(_key(name)), _by_size(name, layers),
+        _by_layers(name, layers), _closest(name),
+    )  # fmt: skip
+    for id in readings:
+        if id is not None and (layers is None or not _layers_of(id) or abs(_layers_of(id) - layers) <= 1):
+            return id
+    return None
 
 
 @cache
@@ -164,7 +170,12 @@ def _by_layers(name: str, layers: int | None) -> str | None:
     family = re.sub(r"v(?=\d$)", "", _key(re.sub(r"\b\d+(?:\.\d+)?[bB]\b", "", name)))
     if layers is None or len(family) < 5:
         return None
-    matching = [id for known, id in _keys().items() if known.startswith(family)]
+    sizes = _sizes(name)
+    matching = [
+        id
+        for known, id in _keys().items()
+        if known.startswith(family) and (not sizes or _sizes(id) in (sizes, frozenset()))
+    ]
     return next((id for id in matching if _layers_of(id) == layers), None)
 
 
