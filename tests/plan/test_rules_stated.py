@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from plimsoll.plan.rules.examples import candidate
-from plimsoll.plan.rules.stated import as_stated
+from plimsoll.plan.rules.stated import as_stated, check_spec
 from plimsoll.plan.types import Candidate
-from plimsoll.spec.deployment import Deployment
+from plimsoll.spec.deployment import Deployment, Spec
 
 
 def stated(*, hosts: int = 1, gpus: int = 8, **spec: Any) -> Candidate:
@@ -64,3 +64,39 @@ def test_ranks_that_find_no_device_stay_without() -> None:
 
 def test_expert_parallelism_of_vllm_spans_all_ranks() -> None:
     assert stated(extra_args=("-tp", "2", "-dp", "4", "--enable-expert-parallel")).parallel.expert == 8
+
+
+FAULTY = Spec.model_validate(
+    {
+        "models": [
+            {
+                "name": "chat",
+                "model": "m",
+                "engine": "vllm",
+                "parallel": {"tensor": 3},
+                "context": 1 << 20,
+                "kv_cache_dtype": "q8_0",
+                "memory_share": 0.7,
+                "devices": [0, 1],
+                "extra_args": ["--swap-space", "4", "--max-num-batched-tokens", "64", "--max-num-seqs", "256"],
+            },
+            {"name": "embed", "model": "m", "engine": "vllm", "memory_share": 0.5, "devices": [1]},
+            {"name": "free", "model": "m"},
+        ]
+    }
+)
+
+
+def test_all_faults_of_a_spec_are_found_though_no_plan_can_be_made() -> None:
+    made = candidate(gpus=2)
+    models = {deployment.name: made.model for deployment in FAULTY.models}
+    found = check_spec(FAULTY, models=models, hosts=[made.host], engines={"vllm": made.engine})
+    assert {(finding.deployment, finding.rule) for finding in found if finding.severity == "error"} == {
+        ("chat", "vllm.heads_not_divisible"),
+        ("chat", "vllm.more_ranks_than_devices"),
+        ("chat", "vllm.context_beyond_model"),
+        ("chat", "vllm.choice.kv_cache_dtype"),
+        ("chat", "vllm.batch_below_sequences"),
+        ("chat", "vllm.gone.swap_space"),
+        ("embed", "any.shares_exceed_device"),
+    }

@@ -41,7 +41,7 @@ from plimsoll.plan.rules.registry import Rule, declared
 from plimsoll.plan.rules.tables import table_rules
 from plimsoll.plan.types import Candidate, Finding
 
-__all__ = ["Rule", "check", "check_all", "mend_spec", "options_from_args", "rules"]
+__all__ = ["Rule", "check", "check_all", "errors_first", "mend_spec", "options_from_args", "rules"]
 
 THEMES = (
     parallelism, experts, blocks, quantization, dtype, attention, kv_cache, context, features, speculation, pooling,
@@ -93,7 +93,7 @@ def check(candidate: Candidate, *, ledger: Ledger | None = None) -> tuple[Findin
                 deployment=candidate.deployment.name,
             )
         )
-    return _errors_first(found)
+    return errors_first(found)
 
 
 def check_all(candidates: Sequence[Candidate]) -> tuple[Finding, ...]:
@@ -113,8 +113,9 @@ def check_all(candidates: Sequence[Candidate]) -> tuple[Finding, ...]:
         for rule in GROUP_RULES
         for deployment, fault in rule.check(cases)
     ]
-    return _errors_first(found)
+    return errors_first(found)
 
 
-def _errors_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+def errors_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors, then warnings, then notes; each in the order given."""
     return tuple(sorted(findings, key=lambda finding: _ORDER[finding.severity]))

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from plimsoll.facts.engine import EngineFacts
 from plimsoll.facts.hardware import Device, Host
 from plimsoll.facts.model import ModelFacts
+from plimsoll.plan.rules import check, check_all, errors_first
 from plimsoll.plan.rules.options import Value, options_from_args
-from plimsoll.plan.types import Candidate, Parallel
-from plimsoll.spec.deployment import Deployment
+from plimsoll.plan.types import Candidate, Finding, Parallel
+from plimsoll.spec.deployment import Deployment, Spec
 
 _USUAL_CONTEXT = 8192
 _FLAGS: Mapping[str, tuple[str, ...]] = {
@@ -63,6 +64,32 @@ def as_stated(deployment: Deployment, model: ModelFacts, hosts: Sequence[Host], 
         eager=bool(options.get("enforce_eager")),
         options=options,
     )
+
+
+def check_spec(
+    spec: Spec, *, models: Mapping[str, ModelFacts], hosts: Sequence[Host], engines: Mapping[str, EngineFacts]
+) -> tuple[Finding, ...]:
+    """What the rules find in a spec taken at its word, errors first, whether or not any plan could be made of it.
+
+    `models` by deployment name, `engines` by engine name (`vllm==0.11.0` is looked up as it stands, then as `vllm`).
+    Deployments whose engine is left to the planner are passed over: there is nothing stated to check.
+    """
+    found: list[Finding] = []
+    together: list[Candidate] = []
+    for deployment in spec.models:
+        engine = engines.get(deployment.engine) or engines.get(deployment.engine.partition("=")[0])
+        if engine is None or deployment.name not in models:
+            continue
+        candidate = as_stated(deployment, models[deployment.name], hosts, engine)
+        found += check(candidate)
+        if _placed(deployment, candidate):
+            together.append(candidate)
+    return errors_first([*found, *check_all(together)])
+
+
+def _placed(deployment: Deployment, candidate: Candidate) -> bool:
+    """Whether the spec leaves no choice of devices: it names them, or needs all there are."""
+    return deployment.devices is not None or candidate.parallel.world >= len(candidate.host.devices)
 
 
 def _context(model: ModelFacts) -> int:
