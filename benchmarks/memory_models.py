@@ -101,14 +101,15 @@ def _scaled(facts: ModelFacts, file_bytes: int) -> ModelFacts:
 
 
 def _id_of(name: str, layers: int | None) -> str | None:
-    """The first way of reading the name that gives a model of so many layers (one more or less: MTP, the output)."""
+    """The first way of reading the name; one without a size has to have as many layers (one more or less: MTP, output)."""
+    checked = layers is not None and not _sizes(name)
     known = catalogue.find(name)
     readings = (
         known.id if known is not None else None, _keys().get(_key(name)), _by_size(name, layers),
         _by_layers(name, layers), _closest(name),
     )  # fmt: skip
     for id in readings:
-        if id is not None and (layers is None or not _layers_of(id) or abs(_layers_of(id) - layers) <= 1):
+        if id is not None and (not checked or not _layers_of(id) or abs(_layers_of(id) - (layers or 0)) <= 1):
             return id
     return None
 

@@ -108,7 +108,7 @@ def test_models_in_words(name, weight_format, layers, gguf, id, gib):
 def test_what_is_not_named_is_refused_with_the_reason():
     assert find("", "bf16", None) == "the model is not named"
     assert "not in the catalogue" in find("Nobody/Knows-This-3B", "bf16", None)
-    assert "not in the catalogue" in find("Llama-3.1-8B", "gguf-Q8_0", 80, gguf=True)
+    assert "not in the catalogue" in find("LLaMA v2", "gguf-Q8_0", 79, gguf=True)
 
 
 def test_a_file_is_judged_row_by_row(capsys, tmp_path):
