@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.resources
 import json
+import re
 import time
 
 import pytest
@@ -359,6 +361,19 @@ def test_lists_and_metrics() -> None:
             assert f'plimsoll_tokens_total{{model="m",upstream="m-{engine.port}",kind="output"}} 2' in text
             health = await ask(front.address, b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
             assert health.json["status"] == "ok"
+
+    run(test())
+
+
+def test_the_dashboard_asks_for_nothing_that_is_not_there() -> None:
+    dashboard = importlib.resources.files("plimsoll.gateway").joinpath("grafana.json").read_text()
+    asked = set(re.findall(r"plimsoll_\w+", dashboard))
+
+    async def test() -> None:
+        async with standing(streaming(delta("a"), USAGE, DONE)) as engine, gateway(upstream(engine.port)) as (front, _):
+            await ask(front.address, chat(stream=True))
+            text = (await ask(front.address, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")).body.decode()
+            assert asked <= set(re.findall(r"^(plimsoll_\w+)\{", text, re.MULTILINE))
 
     run(test())
 

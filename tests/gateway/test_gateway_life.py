@@ -32,6 +32,7 @@ from plimsoll.errors import GatewayError
 from plimsoll.gateway.access_log import AccessLog
 from plimsoll.gateway.server import Gateway
 from plimsoll.gateway.settings import Settings
+from plimsoll.gateway.table import RouteTable
 
 
 async def engine(got: Got, writer: asyncio.StreamWriter) -> None:
@@ -87,6 +88,28 @@ def test_a_crowd_with_leavers_leaves_nothing_behind(runner) -> None:
             assert len(left) <= before
 
     runner(test())
+
+
+def test_a_sleeping_model_is_woken_and_those_who_asked_wait_in_order() -> None:
+    async def test() -> None:
+        async with standing(engine) as said:
+            asleep = upstream(said.port, healthy=False, asleep=True, concurrency=1)
+            async with gateway(asleep) as (front, records):
+                woken: list[str] = []
+                front.wakers.append(woken.append)
+                assert front.idle_s("m") is None
+                waiting = [asyncio.ensure_future(ask(front.address, chat())) for _ in range(3)]
+                while front.health()[1]["models"]["m"]["waiting"] < 3:
+                    await asyncio.sleep(0.01)
+                assert woken == ["m"] * 3
+                assert front.idle_s("m") is None
+                await asyncio.sleep(0.3)  # longer than a sweep
+                front.update(RouteTable(models={"m": (upstream(said.port, concurrency=1),)}))
+                assert [(await each).status for each in waiting] == [200] * 3
+                assert min(record.queued_s for record in records) > 0.3
+                assert 0 <= front.idle_s("m") < 5
+
+    run(test())
 
 
 def test_the_access_log_has_a_line_for_each_request_and_no_secret(tmp_path: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from plimsoll.errors import GatewayError
@@ -51,7 +51,9 @@ class Waiter(Sender, Protocol):
 class Target:
     """A replica, its load and its connections."""
 
-    __slots__ = ("failures", "host", "lanes", "open_until_s", "pool", "probing", "running", "tokens", "upstream")
+    __slots__ = (
+        "failures", "freed_s", "host", "lanes", "open_until_s", "pool", "probing", "running", "tokens", "upstream",
+    )  # fmt: skip
 
     def __init__(self, upstream: Upstream, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.upstream = upstream
@@ -64,6 +66,7 @@ class Target:
         self.failures = 0
         self.open_until_s = 0.0
         self.probing = False
+        self.freed_s = 0.0
 
     def usable(self, now_s: float) -> bool:
         """Whether it may be sent anything: healthy, and not left alone after failures (one probe at a time then)."""
@@ -84,6 +87,7 @@ class Target:
         """The slot is free again; `answered`: the replica gave any answer of its own, so it is alive."""
         self.running -= 1
         self.tokens -= tokens
+        self.freed_s = now_s
         if failed:
             if self.failures < _OPEN_AFTER or self.probing:  # those sent before it was left alone say nothing new
                 self.failures += 1
@@ -102,10 +106,15 @@ class Target:
 class Lane:
     """The replicas of one model and the requests that wait for them, in turn between keys."""
 
-    __slots__ = ("_prefixes", "_queues", "_settings", "name", "targets", "waiting")
+    __slots__ = ("_prefixes", "_queues", "_settings", "_wanted", "name", "targets", "used_s", "waiting")
 
-    def __init__(self, name: str, targets: tuple[Target, ...], settings: Settings) -> None:
+    def __init__(
+        self, name: str, targets: tuple[Target, ...], settings: Settings, wanted: Callable[[str], None]
+    ) -> None:
         self.name = name
+        self.used_s = 0.0
+        """When it was last asked for, on the loop's clock."""
+        self._wanted = wanted
         self.targets = targets
         self.waiting = 0
         self._queues: collections.OrderedDict[str, collections.deque[Waiter]] = collections.OrderedDict()
@@ -114,12 +123,15 @@ class Lane:
 
     def submit(self, waiter: Waiter, now_s: float) -> None:
         """Give `waiter` a slot now, let it wait, or raise GatewayError 429 (full) or 503 (nothing to wait for)."""
+        self.used_s = now_s
         if not self.waiting and (target := self._choose(waiter, now_s)):
             target.take(waiter)
             waiter.assign(target)
             return
-        if not any(target.usable(now_s) or target.probing for target in self.targets):
-            raise self.down(now_s)
+        if not self._alive(now_s):
+            if not any(target.upstream.asleep for target in self.targets):
+                raise self.down(now_s)
+            self._wanted(self.name)
         if self.waiting >= self._settings.queue:
             raise GatewayError(
                 f"{self.waiting} requests are already waiting for the model '{self.name}'.",
@@ -162,7 +174,7 @@ class Lane:
         if not self.waiting:
             return
         self.pump(now_s)
-        down = not any(target.usable(now_s) or target.probing for target in self.targets)
+        down = not self._alive(now_s) and not any(target.upstream.asleep for target in self.targets)
         for queue in list(self._queues.values()):
             for waiter in [each for each in queue if down or now_s >= each.deadline_s]:
                 self.leave(waiter)
@@ -201,6 +213,9 @@ class Lane:
             hint="It is being restarted if it can be; `plimsoll status` and `plimsoll logs` say more.",
             retry_after_s=max(wait_s, 1.0),
         )
+
+    def _alive(self, now_s: float) -> bool:
+        return any(target.usable(now_s) or target.probing for target in self.targets)
 
     def _late(self) -> GatewayError:
         return GatewayError(

@@ -41,6 +41,8 @@ class Gateway:
         self.observers: list[Observer] = [] if observe is None else [observe]
         """Called with every finished request, in the event loop: they must be quick."""
         self._keys: KeyRing | None = None
+        self.wakers: list[Callable[[str], None]] = []
+        """Called with a model's name whenever a request comes for it and all its replicas are asleep."""
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._table = RouteTable()
@@ -110,7 +112,7 @@ class Gateway:
             keys = tuple(upstream.key for upstream in group)
             lane = lanes.get(keys) or before.get(keys)
             if lane is None:
-                lane = Lane(name, tuple(self._targets[key] for key in keys), self.settings)
+                lane = Lane(name, tuple(self._targets[key] for key in keys), self.settings, self._wake)
             if keys not in lanes:
                 lanes[keys] = lane
                 for target in lane.targets:
@@ -226,6 +228,17 @@ class Gateway:
                 hint="Serve the model with an engine that does.",
             )  # fmt: skip
         return name, lane
+
+    def idle_s(self, model: str) -> float | None:
+        """Seconds since a model was last asked for; None while it works, or was never asked for."""
+        lane = self._lanes.get(model)
+        if lane is None or not lane.used_s or lane.waiting or any(target.running for target in lane.targets):
+            return None
+        return self.now() - max(lane.used_s, *(target.freed_s for target in lane.targets))
+
+    def _wake(self, model: str) -> None:
+        for wake in self.wakers:
+            wake(model)
 
     def note(self, record: Record) -> None:
         """Count a finished request and tell the observer."""

@@ -25,6 +25,8 @@ class Upstream:
     concurrency: int = 16
     """Requests that it is given at once; the rest wait in the gateway."""
     healthy: bool = True
+    asleep: bool = False
+    """Not running (or still starting), but requests shall wait for it instead of being refused."""
     reason: str | None = None
     """Why it is not healthy, for the people who get the 503."""
     retry_after_s: float = 5.0
