@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from plimsoll.app.planning import make_plan
+from plimsoll.app.planning import gather_facts
 from plimsoll.app.settings import Settings
+from plimsoll.errors import PlanError
+from plimsoll.plan.rules import check, errors_first
 from plimsoll.plan.rules.mend import mend_spec
+from plimsoll.plan.rules.stated import check_spec
+from plimsoll.plan.solve import solve
 from plimsoll.plan.types import Finding
 from plimsoll.spec.deployment import Spec
 from plimsoll.spec.dump import dump_spec
@@ -28,9 +32,21 @@ class Mended:
 
 
 def find_faults(spec: Spec, settings: Settings, *, on: str | None) -> tuple[Finding, ...]:
-    """Everything the rules say of the plan for `spec`, errors first."""
-    order = {"error": 0, "warning": 1, "info": 2}
-    return tuple(sorted(make_plan(spec, settings, on=on).findings, key=lambda finding: order[finding.severity]))
+    """Everything the rules say of `spec`, errors first: of what it states, word for word, and of the plan for it.
+
+    A plan leaves out what cannot run and so has nothing to say of it; what the spec leaves open only a plan can tell.
+    """
+    facts = gather_facts(spec, settings, on=on)
+    by_name = {engine.name: engine for engine in facts.engines}
+    stated = check_spec(spec, models=facts.models, hosts=facts.hosts, engines=by_name)
+    try:
+        planned = solve(spec, facts.models, facts.hosts, facts.engines, rules=check).findings
+    except PlanError:
+        if not stated:
+            raise
+        planned = ()
+    found = {(finding.rule, finding.deployment): finding for finding in (*planned, *stated)}
+    return errors_first(found.values())
 
 
 def mend(spec: Spec, settings: Settings, *, on: str | None, name: str) -> Mended:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from plimsoll.app.settings import Settings
@@ -11,6 +12,8 @@ from plimsoll.discover.engines import engines, reference_engines
 from plimsoll.discover.machine import this_machine
 from plimsoll.discover.models import find_model
 from plimsoll.errors import PlanError, SpecError
+from plimsoll.facts.engine import EngineFacts
+from plimsoll.facts.hardware import Host
 from plimsoll.facts.model import ModelFacts
 from plimsoll.facts.words import parse_hosts
 from plimsoll.plan.rules import check
@@ -20,18 +23,33 @@ from plimsoll.spec.deployment import Deployment, Spec
 from plimsoll.units import format_bytes
 
 
-def make_plan(spec: Spec, settings: Settings, *, on: str | None = None) -> Plan:
-    """The plan for this machine, or for the one that `on` describes in words. It may not fit: `Plan.fits` says.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a plan is made from: models by deployment name, machines, engines that may be chosen."""
 
-    SpecError for an engine that is not known, FactError for a model that cannot be read, PlanError where no engine
-    can load it.
+    models: Mapping[str, ModelFacts]
+    hosts: tuple[Host, ...]
+    engines: tuple[EngineFacts, ...]
+
+
+def gather_facts(spec: Spec, settings: Settings, *, on: str | None = None) -> Facts:
+    """Facts of the spec's models, and of this machine or of the one that `on` describes in words.
+
+    SpecError for an engine or a machine that is not known, FactError for a model that cannot be read.
     """
     wanted = {_engine_name(deployment) for deployment in spec.models}
     known = reference_engines() if on else engines()
-    usable = [engine.facts for engine in known.values() if not engine.facts.fake or engine.facts.name in wanted]
-    models = {deployment.name: _facts(deployment, settings, elsewhere=on is not None) for deployment in spec.models}
-    hosts = parse_hosts(on) if on else (this_machine(),)
-    return solve(spec, models, hosts, usable, rules=check)
+    return Facts(
+        models={one.name: _model_facts(one, settings, elsewhere=on is not None) for one in spec.models},
+        hosts=parse_hosts(on) if on else (this_machine(),),
+        engines=tuple(one.facts for one in known.values() if not one.facts.fake or one.facts.name in wanted),
+    )
+
+
+def make_plan(spec: Spec, settings: Settings, *, on: str | None = None) -> Plan:
+    """The plan for `gather_facts`. It may not fit: `Plan.fits` says. PlanError where no engine can load a model."""
+    facts = gather_facts(spec, settings, on=on)
+    return solve(spec, facts.models, facts.hosts, facts.engines, rules=check)
 
 
 def refuse_unfit(plan: Plan) -> None:
@@ -63,7 +81,7 @@ def _engine_name(deployment: Deployment) -> str:
     return name
 
 
-def _facts(deployment: Deployment, settings: Settings, *, elsewhere: bool) -> ModelFacts:
+def _model_facts(deployment: Deployment, settings: Settings, *, elsewhere: bool) -> ModelFacts:
     """What is known of the model: from its files if they are here, else from the catalogue or its hub."""
     path = None if elsewhere else local_weights(deployment, settings)
     facts = find_model(deployment.model, path=path, form=deployment.quantization)

@@ -1,4 +1,4 @@
-"""Commands that find faults, before and after: check, explain."""
+"""Commands that find faults and mend old ways: check, import, explain."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from plimsoll.app.target import Overrides, is_spec_file, spec_of
 from plimsoll.cli import options
 from plimsoll.cli.draw import draw_findings
 from plimsoll.engines.diagnosis import explain as explain_log
+from plimsoll.engines.translate import translate
 from plimsoll.errors import PlanError, SpecError
 from plimsoll.plan.types import Finding
+from plimsoll.spec.dump import dump_spec
 
 _LONGEST_LOG = 256 << 20
+_LONGEST_PATH = 4096
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file to `app`."""
     app.command()(check)
+    app.command("import")(import_)
     app.command()(explain)
 
 
@@ -63,6 +67,31 @@ def check(
     _refuse_errors(findings)
 
 
+def import_(
+    old: Annotated[str, typer.Argument(metavar="FILE|COMMAND|-", help="A file, a whole command line, or - for stdin.")],
+    model: Annotated[str | None, typer.Option(help="The model, where the old launch does not name one.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the spec here instead of to stdout.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Turn an old launch - command line, script, docker run, compose, unit, Modelfile, config.json - into a spec.
+
+    What was renamed, removed, made default or void since its time is told on stderr.
+    """
+    translation = translate(_read_text(old), model=model)
+    if as_json:
+        notes = [asdict(note) for note in translation.notes]
+        print(json.dumps({"spec": translation.spec().model_dump(mode="json"), "notes": notes}, indent=2))
+        return
+    for note in translation.notes:
+        print(f"{note.fate}: {note.what}: {note.why}", file=sys.stderr)
+    text = dump_spec(translation.spec())
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text)
+        print(out)
+
+
 def explain(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="An engine's log; `-` reads it from stdin.")],
     engine: Annotated[str | None, typer.Option(help="Whose log it is, where that is known.")] = None,
@@ -79,6 +108,19 @@ def explain(
         print(f"  why: {found.cause}\n  fix: {found.fix}\n  says: {found.source}")
     for line in found.lines:
         print(f"  {line.number:>6} | {line.text}")
+
+
+def _read_text(old: str) -> str:
+    """The old launch: stdin, a file's text, or the words themselves when they are no path."""
+    if old == "-":
+        return sys.stdin.read()
+    path = Path(old)
+    try:
+        return path.read_text() if len(old) < _LONGEST_PATH and path.is_file() else old
+    except (OSError, UnicodeDecodeError) as problem:
+        raise SpecError(
+            f"cannot read {old}: {problem}", hint="give a text file, or the command line itself"
+        ) from problem
 
 
 def _read_log(file: str) -> list[str]:
