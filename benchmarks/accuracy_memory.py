@@ -232,8 +232,11 @@ def _judge_row(row: Row) -> Outcome:
 def _unpredictable(case: Case, model: ModelFacts, quantity: str, measured: float) -> str:
     """Why one quantity cannot be predicted from the row's inputs; "" if it can."""
     fork = case.engine.name.startswith("ik")
-    if quantity == "activation" and fork and any(group.kind == "mla" for group in model.attention):
-        return "no law is known for ik_llama.cpp's latent attention"
+    if quantity == "activation" and case.options.get("n_gpu_layers") == 0:
+        return "no layer lies on the device; its buffer is for copies only"
+    latent = any(group.kind == "mla" for group in model.attention)
+    if quantity == "activation" and fork and latent and not (case.options.get("mla") == 3 and case.flash):
+        return "no law is known for ik_llama.cpp's latent attention but -mla 3 with flash attention"
     if quantity == "activation" and case.moved_tensors and not fork:
         return "experts in RAM are copied through the buffer, and which ones is not said"
     split = quantity in ("weights", "kv_gib") and case.engine.memory == "llamacpp" and len(case.devices) > 1

@@ -101,7 +101,7 @@ def _scaled(facts: ModelFacts, file_bytes: int) -> ModelFacts:
 
 
 def _id_of(name: str, layers: int | None) -> str | None:
-    """The first way of reading the name; one without a size has to have as many layers (one more or less: MTP, output)."""
+    """The first way of reading the name; one without a size has to have as many layers (or one more: MTP, output)."""
     checked = layers is not None and not _sizes(name)
     known = catalogue.find(name)
     readings = (

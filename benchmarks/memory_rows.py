@@ -106,6 +106,11 @@ class Case:
     """Size of the GGUF, where the row states it."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def flash(self) -> bool:
+        """Whether the row turns flash attention on."""
+        return str(self.options.get("flash_attn", "0")).lower() in ("1", "on")
+
 
 def read_case(row: Row) -> Case | str:
     """The case that `row` describes, or why it cannot be read."""

@@ -51,6 +51,7 @@ class _Settings:
     """ik_llama.cpp, a fork with options of its own."""
     latent: bool
     copies: int
+    unfold_bytes: int | None
 
     def window_cells(self, window: int) -> int:
         """Cells of one stream of sliding layers: the window (of each sequence that shares it) and one batch."""
@@ -125,6 +126,9 @@ def _settings(candidate: Candidate) -> _Settings:
         no_cache=all(group.kind == "encoder" for group in model.attention),
         fork=fork,
         copies=_input_copies(candidate),
+        unfold_bytes=int_option(candidate, "amb", default=0) * MIB
+        if fork and int_option(candidate, "mla", default=0) == 3
+        else None,
         latent=build >= LATENT_CACHE if not fork else flash or int_option(candidate, "mla", default=0) > 0,
     )
 
@@ -264,6 +268,7 @@ def _batch(candidate: Candidate, settings: _Settings) -> Batch:
         build=settings.build,
         copies=settings.copies,
         fork=settings.fork,
+        unfold_bytes=settings.unfold_bytes,
     )
 
 
