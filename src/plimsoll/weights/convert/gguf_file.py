@@ -50,21 +50,21 @@ def merge_gguf(first: Path, target: Path, *, progress: Progress | None = None) -
         pieces: list[_Piece] = []
         headers = []
         for number, path in enumerate(paths):
-            file, header = _open(path, stack)
+            file, header = open_gguf(path, stack)
             if header.metadata.get("split.no") != number or header.metadata.get("split.count") != len(paths):
                 raise WeightError(f"{path.name} does not say that it is part {number + 1} of {len(paths)}")
             headers.append(header)
             pieces += _pieces(file, header)
         if len(pieces) != headers[0].metadata.get("split.tensors.count"):
             raise WeightError(f"the parts hold {len(pieces)} tensors, the first says otherwise", hint="fetch again")
-        pairs = [pair for key, pair in _pairs(paths[0], headers[0]) if not key.startswith("split.")]
+        pairs = [pair for key, pair in metadata_entries(paths[0], headers[0]) if not key.startswith("split.")]
         _write(target, pairs, pieces, _alignment(headers[0]), Tally(target.name, _size(pieces), progress))
 
 
 def split_gguf(source: Path, folder: Path, *, part_bytes: int, progress: Progress | None = None) -> tuple[Path, ...]:
     """Write `source` as parts with at most `part_bytes` of tensors each into `folder`; their paths, in order."""
     with ExitStack() as stack:
-        file, header = _open(source, stack)
+        file, header = open_gguf(source, stack)
         if header.metadata.get("split.count", 0):
             raise WeightError(f"{source.name} is a part of a split model", hint="merge its parts first")
         groups: list[list[_Piece]] = [[]]
@@ -75,7 +75,7 @@ def split_gguf(source: Path, folder: Path, *, part_bytes: int, progress: Progres
         count, total = len(groups), sum(map(len, groups))
         stem = source.name.removesuffix(".gguf")
         paths = tuple(folder / f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1))
-        pairs = [(key, pair) for key, pair in _pairs(source, header) if not key.startswith("split.")]
+        pairs = [(key, pair) for key, pair in metadata_entries(source, header) if not key.startswith("split.")]
         tally = Tally(source.name, _size(_pieces(file, header)), progress)
         written: list[Path] = []
         try:
@@ -98,10 +98,11 @@ def split_gguf(source: Path, folder: Path, *, part_bytes: int, progress: Progres
 def read_gguf_header(path: Path) -> GgufHeader:
     """The header of a GGUF file on the disk; WeightError if it is not one."""
     with ExitStack() as stack:
-        return _open(path, stack)[1]
+        return open_gguf(path, stack)[1]
 
 
-def _open(path: Path, stack: ExitStack) -> tuple[int, GgufHeader]:
+def open_gguf(path: Path, stack: ExitStack) -> tuple[int, GgufHeader]:
+    """An open file, closed with `stack`, and its header; WeightError if it is no GGUF or big-endian."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, file)
@@ -130,8 +131,8 @@ def _alignment(header: GgufHeader) -> int:
     return alignment if isinstance(alignment, int) else 32
 
 
-def _pairs(path: Path, header: GgufHeader) -> list[tuple[str, bytes]]:
-    """Each key with the bytes of its whole entry. The header was checked: counts and lengths are within the file."""
+def metadata_entries(path: Path, header: GgufHeader) -> list[tuple[str, bytes]]:
+    """Each metadata key with the bytes of its whole entry; the header was checked, so all lengths are in the file."""
     with path.open("rb") as file:
         data = file.read(header.data_offset)
     (count,) = struct.unpack_from("<Q", data, 16)
