@@ -76,6 +76,12 @@ def test_transformers_grows_with_sequences():
     assert one.devices[0].of("weights") == facts.weight_bytes
 
 
+def test_an_option_that_is_no_number_is_said():
+    facts = model(layers=4)
+    with pytest.raises(PlanError, match="n_gpu_layers is 'many'"):
+        account(candidate(facts, on=(gpu(),), options={"n_gpu_layers": "many"}))
+
+
 def test_value_sizes_and_unknown_ones():
     assert [value_bytes(name) for name in ("q8_0", "q4_0", "fp8_e4m3", "bf16")] == [34 / 32, 18 / 32, 1.0, 2.0]
     assert value_bytes("auto", model_dtype="float32") == 4.0

@@ -93,6 +93,20 @@ def test_layers_go_over_cards_of_different_size():
     assert plan.fits and len(plan.replicas[0].candidate.devices) == 2
 
 
+def test_the_users_own_flags_are_kept():
+    flags = (
+        "--max-model-len",
+        "10240",
+        "--gpu-memory-utilization=0.7",
+        "--max-num-seqs",
+        "8",
+        "--kv-cache-dtype",
+        "fp8",
+    )
+    chosen = solve(spec("m", extra_args=flags), {"m": EIGHT}, [a6000s(1)], [VLLM]).replicas[0].candidate
+    assert (chosen.context_tokens, chosen.memory_share, chosen.sequences, chosen.kv_dtype) == (10240, 0.7, 8, "fp8")
+
+
 def test_rules_and_speed_decide():
     def rules(candidate, *, ledger=None):
         if candidate.parallel.tensor == 1:

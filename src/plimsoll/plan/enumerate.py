@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from plimsoll.facts.engine import EngineFacts
@@ -41,7 +41,12 @@ def unable(engine: EngineFacts, model: ModelFacts) -> str | None:
 def candidates(
     deployment: Deployment, model: ModelFacts, hosts: Sequence[Host], engine: EngineFacts
 ) -> Iterator[Candidate]:
-    """All placements of `model` under `engine`, context and sequences still open (the least of both)."""
+    """All placements of `model` under `engine`, context and sequences still open (the least of both).
+
+    What the user's own flags say of them counts as if the spec had said it.
+    """
+    options = options_from_args(engine.name, deployment.extra_args)
+    deployment = _with_flags(deployment, engine, options)
     for place in placements(deployment, model, hosts, engine):
         yield Candidate(
             deployment=deployment,
@@ -56,8 +61,36 @@ def candidates(
             kv_dtype=deployment.kv_cache_dtype,
             dtype=deployment.dtype,
             memory_share=deployment.memory_share,
-            options=options_from_args(engine.name, deployment.extra_args),
+            options=options,
         )
+
+
+_SPEC_KEYS: Mapping[str, Mapping[str, str]] = {
+    "vllm": {
+        "max_model_len": "context", "max_num_seqs": "concurrency", "gpu_memory_utilization": "memory_share",
+        "kv_cache_dtype": "kv_cache_dtype",
+    },
+    "sglang": {
+        "context_length": "context", "max_running_requests": "concurrency", "mem_fraction_static": "memory_share",
+        "kv_cache_dtype": "kv_cache_dtype",
+    },
+}  # fmt: skip
+"""Engine flags that say what a key of the spec says, by memory policy."""
+
+
+def _with_flags(
+    deployment: Deployment, engine: EngineFacts, options: Mapping[str, str | int | float | bool]
+) -> Deployment:
+    """`deployment` with the keys that its `extra_args` state for this engine; keys of the spec itself go first."""
+    said: dict[str, object] = {}
+    for flag, key in _SPEC_KEYS.get(engine.memory, {}).items():
+        value = options.get(flag)
+        unset = getattr(deployment, key) in (None, "auto")
+        if not unset or value is None or isinstance(value, bool):
+            continue
+        if (key == "kv_cache_dtype") == isinstance(value, str):
+            said[key] = value if isinstance(value, str) or key == "memory_share" else int(value)
+    return deployment.model_copy(update=said) if said else deployment
 
 
 def placements(

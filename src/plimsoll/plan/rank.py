@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from plimsoll.plan.memory.common import layers_option
 from plimsoll.plan.settle import Settled
 from plimsoll.plan.types import Candidate, Finding, Speed
 from plimsoll.units import format_bytes
@@ -83,14 +84,8 @@ def order_key(option: Option, goal: Goal) -> tuple[float, ...]:
 
 def _layers_in_ram(candidate: Candidate) -> float:
     """The part of the model's layers that was left in RAM beside accelerators."""
-    for name in ("n_gpu_layers", "num_gpu"):
-        if name in candidate.options:
-            try:
-                kept = int(candidate.options[name])
-            except ValueError:
-                return 0.0
-            return max(0.0, 1 - kept / candidate.model.layers) if kept >= 0 else 0.0
-    return 0.0
+    kept = layers_option(candidate, "n_gpu_layers", "gpu_layers", "num_gpu")
+    return max(0.0, 1 - kept / candidate.model.layers) if kept is not None and candidate.model.layers else 0.0
 
 
 def _by_goal(option: Option, goal: Goal) -> tuple[float, ...]:

@@ -96,7 +96,7 @@ def offload(failed: Settled) -> Settled | None:
     number of layers is given, or RAM does not hold the rest either."""
     candidate = failed.candidate
     name = _LAYER_OPTIONS.get(candidate.engine.memory)
-    if name is None or candidate.devices[0].vendor == "cpu" or name in candidate.options:
+    if name is None or candidate.devices[0].vendor == "cpu" or {name, "gpu_layers"} & candidate.options.keys():
         return None
     low, high, best = 1, candidate.model.layers, None
     while low <= high:

@@ -67,9 +67,31 @@ def option(candidate: Candidate, *names: str) -> str | int | float | bool | None
 
 
 def int_option(candidate: Candidate, *names: str, default: int) -> int:
-    """As `option`, as a whole number."""
+    """As `option`, as a whole number; PlanError where it is something else."""
     value = option(candidate, *names)
-    return default if value is None or isinstance(value, bool) else int(value)
+    return default if value is None or isinstance(value, bool) else int(_number(value, names[0]))
+
+
+def float_option(candidate: Candidate, *names: str, default: float) -> float:
+    """As `option`, as a number; PlanError where it is something else."""
+    value = option(candidate, *names)
+    return default if value is None or isinstance(value, bool) else _number(value, names[0])
+
+
+def layers_option(candidate: Candidate, *names: str) -> int | None:
+    """As `option`, as a number of layers; None where it is left to the engine ("auto", "all", -1)."""
+    value = option(candidate, *names)
+    if value is None or isinstance(value, bool) or str(value).lower() in ("auto", "all"):
+        return None
+    layers = int(_number(value, names[0]))
+    return layers if layers >= 0 else None
+
+
+def _number(value: str | float, name: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise PlanError(f"{name} is {value!r}, which is not a number", hint="Correct it in extra_args.") from None
 
 
 def flag_option(candidate: Candidate, *names: str, default: bool) -> bool:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from plimsoll.facts.hardware import Device
 from plimsoll.facts.model import AttentionGroup, ModelFacts
 from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
-from plimsoll.plan.memory.common import ceil_to, flag_option, int_option, option, other_processes, value_bytes
+from plimsoll.plan.memory.common import (
+    ceil_to,
+    flag_option,
+    int_option,
+    layers_option,
+    option,
+    other_processes,
+    value_bytes,
+)
 from plimsoll.plan.memory.llamacpp_compute import OUTPUTS_PER_SLOT, Batch, compute_bytes
 from plimsoll.plan.types import Candidate
 from plimsoll.units import MIB
@@ -136,8 +144,8 @@ def _settings(candidate: Candidate) -> _Settings:
 def _input_copies(candidate: Candidate) -> int:
     """Four copies of the graph's inputs where all layers lie on several devices and run as a pipeline."""
     devices = [device for device in candidate.devices if device.vendor != "cpu"]
-    wanted = option(candidate, "n_gpu_layers", "gpu_layers")
-    whole = wanted is None or str(wanted) in ("auto", "all", "-1") or int(wanted) > candidate.model.layers
+    wanted = layers_option(candidate, "n_gpu_layers", "gpu_layers")
+    whole = wanted is None or wanted > candidate.model.layers
     moved = flag_option(candidate, "cpu_moe", default=False) or option(candidate, "override_tensor") is not None
     on_host = flag_option(candidate, "no_kv_offload", default=False)
     fork = candidate.engine.name.startswith("ik")
@@ -152,8 +160,8 @@ def _places(candidate: Candidate) -> tuple[_Place, ...]:
     `n_gpu_layers` are offloaded, the output layer counting as one of them."""
     devices = tuple(device for device in candidate.devices if device.vendor != "cpu")
     layers = candidate.model.layers
-    wanted = option(candidate, "n_gpu_layers", "gpu_layers", "num_gpu")
-    offloaded = layers + 1 if wanted is None or str(wanted) in ("auto", "all", "-1") else min(int(wanted), layers + 1)
+    wanted = layers_option(candidate, "n_gpu_layers", "gpu_layers", "num_gpu")
+    offloaded = layers + 1 if wanted is None else min(wanted, layers + 1)
     if not devices or offloaded <= 0:
         return ()
     shares = _shares(candidate, devices)
@@ -183,7 +191,7 @@ def _output_counts(candidate: Candidate) -> bool:
 def _shares(candidate: Candidate, devices: tuple[Device, ...]) -> tuple[float, ...]:
     """Cumulated parts of the layers, one per device."""
     word = option(candidate, "tensor_split")
-    parts = [float(part) for part in re.split(r"[,/;]", str(word)) if part.strip()] if word is not None else []
+    parts = [float(part) for part in re.findall(r"\d+(?:\.\d+)?", str(word))] if word is not None else []
     parts = (
         (parts + [0.0] * len(devices))[: len(devices)] if parts else [float(device.free_bytes) for device in devices]
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from plimsoll.facts.sharding import weights_per_rank
 from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
-from plimsoll.plan.memory.common import int_option, option, other_processes, value_bytes
+from plimsoll.plan.memory.common import float_option, int_option, other_processes, value_bytes
 from plimsoll.plan.types import Candidate
 from plimsoll.units import GIB
 
@@ -30,7 +30,7 @@ def account(candidate: Candidate) -> Ledger:
     token = model.kv_bytes_per_token(value_bytes=value, tensor_parallel=parallel.tensor) / parallel.pipeline
     block_tokens = int_option(candidate, "block_size", "cacheBlockSize", default=128)
     prefill = candidate.batched_tokens or 8192
-    stated = float(str(option(candidate, "npuMemSize", "npu_mem_size") or -1))
+    stated = float_option(candidate, "npuMemSize", "npu_mem_size", default=-1.0)
     share = candidate.memory_share if candidate.memory_share is not None else FRACTION
     needed = round(candidate.context_tokens * token)
     ledgers, caches = [], []

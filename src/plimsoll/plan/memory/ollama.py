@@ -13,7 +13,7 @@ from plimsoll.facts.model import ModelFacts
 from plimsoll.facts.sharding import LayerBytes, bytes_by_layer
 from plimsoll.facts.versions import in_range
 from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
-from plimsoll.plan.memory.common import option, other_processes, value_bytes
+from plimsoll.plan.memory.common import layers_option, other_processes, value_bytes
 from plimsoll.plan.memory.llamacpp import account as llamacpp
 from plimsoll.plan.types import Candidate
 from plimsoll.units import MIB
@@ -29,10 +29,9 @@ def account(candidate: Candidate) -> Ledger:
     if in_range(candidate.engine.version, ">=0.30"):
         return llamacpp(candidate)
     devices = tuple(device for device in candidate.devices if device.vendor != "cpu")
-    forced = option(candidate, "num_gpu", "n_gpu_layers")
+    forced = layers_option(candidate, "num_gpu", "n_gpu_layers")
     total = candidate.model.layers + 1
-    automatic = forced is None or int(forced) < 0
-    counts = layers_per_device(candidate, devices) if automatic else _forced(candidate, devices, int(str(forced)))
+    counts = layers_per_device(candidate, devices) if forced is None else _forced(candidate, devices, forced)
     offloaded = sum(counts)
     graph = graph_bytes(candidate.model, context=_cells(candidate), full=offloaded >= total)
     per_layer, sizes = _cache_per_layer(candidate), bytes_by_layer(candidate.model)
@@ -45,7 +44,7 @@ def account(candidate: Candidate) -> Ledger:
         ledgers.append(_device(candidate, device, layers=layers, weights=weights, cache=per_layer, graph=graph))
         first += count
     ledgers.append(_host(candidate, sizes, offloaded=offloaded, cache=per_layer, graph=0 if offloaded else graph))
-    notes = (f"{offloaded} of {total} layers on the GPUs" + ("" if automatic else ", as num_gpu says"),)
+    notes = (f"{offloaded} of {total} layers on the GPUs" + ("" if forced is None else ", as num_gpu says"),)
     cells = _cells(candidate)
     return Ledger(
         devices=tuple(ledgers),

@@ -14,7 +14,15 @@ from plimsoll.facts.rotary import rotary_cache_bytes
 from plimsoll.facts.sharding import weights_per_rank
 from plimsoll.facts.versions import in_range
 from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
-from plimsoll.plan.memory.common import ceil_to, flag_option, int_option, loaded_dtype, option, value_bytes
+from plimsoll.plan.memory.common import (
+    ceil_to,
+    flag_option,
+    float_option,
+    int_option,
+    loaded_dtype,
+    option,
+    value_bytes,
+)
 from plimsoll.plan.memory.vllm_cache import Pages, Paging, pages
 from plimsoll.plan.memory.vllm_profile import (
     accounting_version,
@@ -120,7 +128,7 @@ def _weights(candidate: Candidate) -> tuple[int, ...]:
         dtype=loaded_dtype(candidate),
         mtp=str(option(candidate, "speculative_method", "spec_method") or "").endswith("mtp"),
     )
-    offloaded = float(str(option(candidate, "cpu_offload_gb") or 0)) * GIB
+    offloaded = float_option(candidate, "cpu_offload_gb", default=0.0) * GIB
     adapters = 0
     if flag_option(candidate, "enable_lora", default=False):
         rank = int_option(candidate, "max_lora_rank", default=16)
@@ -153,9 +161,8 @@ def _padding(candidate: Candidate) -> int:
 
 def _stated_cache_bytes(candidate: Candidate) -> int | None:
     """Cache bytes where they are given outright rather than left over."""
-    given = option(candidate, "kv_cache_memory_bytes")
-    if given is not None:
-        return int(given)
+    if option(candidate, "kv_cache_memory_bytes") is not None:
+        return int_option(candidate, "kv_cache_memory_bytes", default=0)
     if candidate.devices[0].vendor == "cpu":
         space = candidate.deployment.env.get("VLLM_CPU_KVCACHE_SPACE") or option(candidate, "cpu_kvcache_space")
         if space is not None:
