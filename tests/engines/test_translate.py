@@ -120,6 +120,7 @@ ARGUMENTS: list[tuple[str, tuple[str, ...]]] = [
     ("vllm serve m --speculative-model [ngram] --num-speculative-tokens 4 --ngram-prompt-lookup-max 3",
      ("--speculative-config", '{"num_speculative_tokens": 4, "prompt_lookup_max": 3, "method": "ngram"}')),
     ("vllm serve m --use-v2-block-manager --num-scheduler-steps 8 --device cuda --enable-reasoning", ()),
+    ("vllm serve m --lora-modules a=/a b=/b", ("--lora-modules", "a=/a", "b=/b")),
     ("vllm serve m --tool-call-parser hermes", ("--tool-call-parser", "hermes")),
     ("python -m sglang.launch_server --model m --enable-deepep-moe", ("--moe-a2a-backend", "deepep")),
     ("python -m sglang.launch_server --model m --cuda-graph-max-bs 64", ("--cuda-graph-max-bs-decode", "64")),

@@ -27,6 +27,8 @@ class Draft:
     engine: str
     flags: dict[str, Value]
     env: dict[str, str]
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What stood after each flag, word by word."""
     notes: list[Note] = field(default_factory=list)
     spec: dict[str, Any] = field(default_factory=dict)
     parallel: dict[str, int] = field(default_factory=dict)
@@ -88,7 +90,9 @@ class Draft:
     def keep(self, name: str) -> None:
         """A flag that the engine takes as it stands."""
         value = self.flags.pop(name, None)
-        if value is not None:
+        if value is not None and len(self.words.get(name, ())) > 1:
+            self.extra += [spelled(name), *self.words[name]]
+        elif value is not None:
             self.add(name, value)
 
     def keep_rest(self) -> None:

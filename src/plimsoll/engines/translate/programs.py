@@ -16,7 +16,7 @@ from plimsoll.engines.translate.others import (
 )
 from plimsoll.engines.translate.vllm import translate_vllm
 from plimsoll.engines.translate.words import Command
-from plimsoll.plan.rules.options import is_flag, options_from_args
+from plimsoll.plan.rules.options import is_flag, options_from_args, words_of_flags
 
 Translate = Callable[[Draft], None]
 
@@ -32,8 +32,6 @@ class Program:
     subcommand: str = ""
     positional: str = ""
     """The flag that a word without a flag stands for."""
-    family: str = ""
-    """Whose short flags it takes; its own engine's where empty."""
 
 
 PROGRAMS = (
@@ -99,7 +97,8 @@ def draft_of(program: Program, words: tuple[str, ...], env: Mapping[str, str]) -
         first = positional.pop(0)
     draft = Draft(
         engine=program.engine,
-        flags=dict(options_from_args(program.family or program.engine, positional)),
+        flags=dict(options_from_args(program.engine, positional)),
+        words=words_of_flags(program.engine, positional),
         env={key: value for key, value in env.items() if key not in ("PATH", "HOME", "CUDA_VISIBLE_DEVICES")},
     )
     if first is not None:

@@ -335,7 +335,7 @@ def mindie_group_size(case: Case) -> Fault | None:
 
 @rule(
     "llamacpp.kv_block",
-    cause="quantised cache types hold 32 values per block, which must divide the head",
+    cause="quantised cache types hold 32 values per block, which must divide the head for flash attention",
     source="llama.cpp b11434: src/llama-context.cpp:3858",
     fires={"engine": "llamacpp", "head_dim": 80, "options": {"cache_type_k": "q8_0"}},
     passes={"engine": "llamacpp", "head_dim": 80, "options": {"cache_type_k": "f16"}},
@@ -345,7 +345,7 @@ def kv_block(case: Case) -> Fault | None:
     quantised = [name for name in ("cache_type_k", "cache_type_v") if case.text(name).startswith(("q", "iq"))] or (
         ["kv_cache_dtype"] if case.kv_dtype.startswith(("q4", "q5", "q8", "iq4")) else []
     )
-    if not quantised or case.model.head_dim % 32 == 0 or case.mla:
+    if not quantised or case.model.head_dim % 32 == 0 or case.mla or case.off("flash_attn"):
         return None
     return Fault(
         what=f"heads are {case.model.head_dim} wide, no multiple of the cache's blocks of 32",

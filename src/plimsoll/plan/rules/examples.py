@@ -33,10 +33,10 @@ _CANDIDATE = {"dtype", "kv_dtype", "eager", "sequences", "context_tokens", "batc
 _HOST = {"cores", "ram_bytes", "glibc"}
 _DEVICE = {"arch", "driver", "runtime", "link"}
 _OWN = {
-    "activation", "block", "dp", "encoder", "engine", "ep", "experts", "free_gib", "gpu_names", "gpus", "group_size",
-    "hybrid", "ledger_free_bytes", "ledger_kv_tokens", "memory_gib", "mla", "model_id", "moe_intermediate",
-    "moe_layers", "options", "pp", "quantization", "shared_intermediate", "skip", "stored", "stored_dtype", "task",
-    "tp", "vendor", "version", "weight_gib", "window",
+    "activation", "bits", "block", "dp", "encoder", "engine", "ep", "experts", "free_gib", "gpu_names", "gpus",
+    "group_size", "hybrid", "ledger_free_bytes", "ledger_kv_tokens", "memory_gib", "mla", "model_id",
+    "moe_intermediate", "moe_layers", "options", "pp", "quantization", "shared_intermediate", "skip", "stored",
+    "stored_dtype", "task", "tp", "vendor", "version", "weight_gib", "window",
 }  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def _model(overrides: dict[str, Any]) -> ModelFacts:
     if given("stored"):
         quantization = Quantization(
             method=given("stored"),
-            bits=8 if "8" in given("stored") else 4,
+            bits=given("bits", 8 if "8" in given("stored") else 4),
             group_size=given("group_size"),
             block=given("block"),
             skip=given("skip", ()),

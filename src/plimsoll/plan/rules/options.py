@@ -60,26 +60,34 @@ def options_from_args(engine: str, args: Iterable[str]) -> Mapping[str, Value]:
     `--max-model-len 8192`, `--max_model_len=8192`, `-tp 2` and `-ngl 99` are all understood; a value that reads as a
     number becomes one. Words that belong to no flag are left out. Several words after one flag are joined by commas.
     """
+    return {
+        name: True if not words else parse_value(words[0]) if len(words) == 1 else ",".join(words)
+        for name, words in words_of_flags(engine, args).items()
+    }
+
+
+def words_of_flags(engine: str, args: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The same with the words after each flag as they stand; none for a bare switch."""
     name = engine.replace("-", "_")
     family = "vllm" if name == "vllm_ascend" else name
     aliases, switches = ALIASES.get(family, {}), SWITCHES.get(family, frozenset())
-    found: dict[str, Value] = {}
+    found: dict[str, tuple[str, ...]] = {}
     flag: str | None = None
     for word in args:
         if is_flag(word):
             text, equals, value = word.partition("=")
             flag = long_name(text, aliases)
-            if flag == text.lstrip("-") and flag[:1] == "O" and flag[1:].isdigit():
-                found["optimization_level"], flag = int(flag[1:]), None
+            if flag[:1] == "O" and flag[1:].isdigit():
+                found["optimization_level"], flag = (flag[1:],), None
                 continue
-            found[flag] = parse_value(value) if equals else True
+            found[flag] = (value,) if equals else ()
             if equals or flag in switches:
                 flag = None
-        elif "=" in word and flag is None and word.partition("=")[0].isidentifier():
-            key, _, value = word.partition("=")
-            found[key] = parse_value(value)
         elif flag is not None:
-            found[flag] = parse_value(word) if found[flag] is True else f"{found[flag]},{word}"
+            found[flag] = (*found[flag], word)
+        elif "=" in word and word.partition("=")[0].isidentifier():
+            key, _, value = word.partition("=")
+            found[key] = (value,)
     return found
 
 

@@ -226,6 +226,25 @@ def fp8_without_hardware(case: Case) -> Fault | None:
 
 
 @rule(
+    "sglang.modelopt_fp8_device",
+    cause="ModelOpt's FP8 layers multiply in FP8, which devices below 8.9 cannot",
+    source="sglang 0.5.23: sglang/srt/layers/quantization/modelopt_quant.py:463",
+    fires={"engine": "sglang", "stored": "modelopt", "bits": 8, "arch": "8.6"},
+    passes={"engine": "sglang", "stored": "modelopt", "bits": 8, "arch": "8.9"},
+)
+def modelopt_fp8_device(case: Case) -> Fault | None:
+    """ModelOpt FP8 weights on devices without FP8 arithmetic."""
+    stored = case.model.quantization
+    if case.stored != "modelopt" or stored is None or stored.bits != 8 or (case.capability or 90) >= 89:
+        return None
+    return Fault(
+        what=f"ModelOpt FP8 weights on compute capability {(case.capability or 0) / 10:g}",
+        fix="block-quantised FP8, AWQ or GPTQ weights, or vllm",
+        mend=(("engine", "vllm"),),
+    )
+
+
+@rule(
     "vllm.compressed_fp8_without_hardware",
     versions=">=0.6.0",
     severity="warning",
