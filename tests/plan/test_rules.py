@@ -220,3 +220,9 @@ def test_a_key_inside_a_json_flag_is_mended_in_place() -> None:
         "draft_tensor_parallel_size": 2,
         "num_speculative_tokens": 4,
     }
+
+
+def test_a_replica_over_several_machines_does_not_share_with_itself() -> None:
+    wide = candidate(name="wide", tp=4, nodes=2, memory_share=0.9)
+    twice = replace(wide, devices=wide.devices[:2] * 2)
+    assert check_all([twice]) == ()

@@ -29,13 +29,12 @@ class GroupRule:
 
 
 def _by_device(cases: Sequence[Case]) -> dict[tuple[str, str, int], list[Case]]:
-    """Cases by host, vendor and index of each accelerator they use."""
+    """Cases by host, vendor and index of each accelerator they use; each case once, over however many machines."""
     found: dict[tuple[str, str, int], list[Case]] = defaultdict(list)
     for case in cases:
-        for device in case.devices:
-            if device.vendor != "cpu":
-                found[case.candidate.host.name, device.vendor, device.index].append(case)
-    return found
+        for vendor, index in {(device.vendor, device.index) for device in case.devices if device.vendor != "cpu"}:
+            found[case.candidate.host.name, vendor, index].append(case)
+    return dict(sorted(found.items()))
 
 
 def _ports(case: Case) -> dict[int, str]:
