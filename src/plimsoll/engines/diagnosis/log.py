@@ -38,6 +38,8 @@ _READY = re.compile(
     r"|\"(?:GET|POST) \S+ HTTP/[\d.]+\" 200"
 )
 _DIGITS = re.compile(r"\d+")
+_RELAYED = re.compile(r"[-|>\]:] +$")
+"""What stands before an exception where one process logs what its child wrote, at a level of its own."""
 _REPEATED = 3
 _LINE = 1_000
 _HEAD, _TAIL = 300_000, 1_500_000
@@ -102,6 +104,8 @@ class Log:
         level = _LEVEL.search(line[:200] if exception is None else exception["prefix"])
         if level is not None and level.lastgroup is not None:
             found = _NAMED.get(level.lastgroup) or _LETTERS[level[level.lastgroup][0]]
+            if found == "info" and exception is not None and _RELAYED.search(exception["prefix"]):
+                return "error"
             return "error" if found == "info" and _ERROR_FIELD.search(line) else found
         return "error" if _ERROR_WORDS.search(line) or exception else "plain"
 
