@@ -224,11 +224,11 @@ def _planned(replica: Replica, ports: Ports) -> dict[str, Value | None]:
 
 
 def _task(candidate: Candidate, version: str) -> dict[str, Value | None]:
-    """Pooling models: `--runner pooling` since 0.10, `--task` from 0.6.4 on, nothing before."""
+    """Pooling models: `--runner pooling` since 0.10.1, `--task` from 0.6.4 on, nothing before."""
     task = candidate.model.task
     if task not in POOLED or in_range(version, "<0.6.4"):
         return {}
-    if in_range(version, "<0.10"):
+    if in_range(version, "<0.10.1"):
         names = {"embed": "embed", "rerank": "score", "classify": "classify"}
         return {"task": "embedding" if task == "embed" and in_range(version, "<0.6.6") else names[task]}
     # A model that generates is made to pool; one that was made for it needs no conversion.
