@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from plimsoll.plan.rules import check
 from plimsoll.plan.rules.examples import candidate
 from plimsoll.plan.rules.stated import as_stated, check_spec
 from plimsoll.plan.types import Candidate
@@ -64,6 +65,15 @@ def test_ranks_that_find_no_device_stay_without() -> None:
 
 def test_expert_parallelism_of_vllm_spans_all_ranks() -> None:
     assert stated(extra_args=("-tp", "2", "-dp", "4", "--enable-expert-parallel")).parallel.expert == 8
+
+
+def test_experts_that_cannot_be_cut_are_dealt_out_as_the_planner_would() -> None:
+    made = candidate(gpus=8, heads=48, experts=256, moe_intermediate=1536, stored="fp8", block=(128, 128))
+    for tensor, expert in ((4, 1), (8, 8)):
+        deployment = Deployment(name="a", model="m", parallel={"tensor": tensor})
+        case = as_stated(deployment, made.model, [made.host], made.engine)
+        assert case.parallel.expert == expert
+        assert [finding.rule for finding in check(case) if finding.severity == "error"] == []
 
 
 FAULTY = Spec.model_validate(

@@ -39,7 +39,7 @@ def as_stated(deployment: Deployment, model: ModelFacts, hosts: Sequence[Host], 
     stated = deployment.parallel
     tensor = stated.tensor or _number(options, "tensor") or 1
     data = stated.data or (None if options.get("enable_dp_attention") else _number(options, "data")) or 1
-    expert = stated.expert or _number(options, "expert") or 1
+    expert = stated.expert or _number(options, "expert") or _whole_experts(model, engine, tensor, data)
     if options.get("enable_expert_parallel"):
         expert = tensor * data
     parallel = Parallel(
@@ -94,6 +94,17 @@ def _placed(deployment: Deployment, candidate: Candidate) -> bool:
 
 def _context(model: ModelFacts) -> int:
     return min(model.max_context_tokens, _USUAL_CONTEXT) if model.max_context_tokens else _USUAL_CONTEXT
+
+
+def _whole_experts(model: ModelFacts, engine: EngineFacts, tensor: int, data: int) -> int:
+    """Expert ranks where the spec leaves them open: as the planner, all ranks where experts cannot be cut, else one."""
+    if model.moe is None or "expert" not in engine.parallel:
+        return 1
+    width, block = model.moe.intermediate_size, model.quantization.block if model.quantization else None
+    cut_whole = width % tensor == 0 and (block is None or all((width // tensor) % size == 0 for size in block))
+    if cut_whole:
+        return 1
+    return tensor if engine.name == "sglang" else tensor * data
 
 
 def _number(options: Mapping[str, Value], key: str) -> int | None:
