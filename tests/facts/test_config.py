@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from plimsoll.errors import FactError
+from plimsoll.facts import catalogue
 from plimsoll.facts.config import facts_from_config
 from plimsoll.facts.model import ModelFacts
 from plimsoll.facts.sharding import bytes_by_layer, pipeline_layers, weights_per_rank
@@ -135,3 +136,9 @@ def test_experts_are_dealt_out_whole_or_cut() -> None:
     cut = weights_per_rank(model, tensor=4)[0]
     assert weights_per_rank(model, tensor=4, expert=4)[0] == cut
     assert weights_per_rank(model, tensor=4, expert=16)[0] > cut / 2
+
+
+@pytest.mark.parametrize("architecture", ["QWenLMHeadModel", "ChatGLMModel", "InternVLChatModel", "GPT2LMHeadModel"])
+def test_a_class_that_ends_in_model_may_still_make_text(architecture: str) -> None:
+    names = [name for name in catalogue.names() if catalogue.model(name).architecture == architecture]
+    assert all(catalogue.model(name).task in ("chat", "completion") for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,6 +83,8 @@ def facts_from_config(
     )
 
 
+_SPEAKS = re.compile(r"LMHead|Chat")
+"""In a class name that ends in Model and still makes text: QWenLMHeadModel, ChatGLMModel, InternVLChatModel."""
 _CACHES = ("full", "sliding", "chunked", "encoder")
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm_roberta", "camembert")  # positions begin after padding's
 
@@ -174,7 +177,8 @@ def _task(whole: Keys, *, id: str, encoder: bool) -> Task:
     name = id.lower()
     if "rerank" in name:
         return "rerank"
-    if encoder or "embed" in name or "gte-qwen" in name or architecture.endswith(("Model", "ForTextEncoding")):
+    headless = architecture.endswith(("Model", "ForTextEncoding")) and not _SPEAKS.search(architecture)
+    if encoder or "embed" in name or "gte-qwen" in name or headless:
         return "embed"
     return "chat" if _has_chat_template(id) else "completion"
 
