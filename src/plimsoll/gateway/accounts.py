@@ -8,7 +8,7 @@ import sqlite3
 import sys
 import time
 
-from plimsoll.gateway.keys import ApiKey, KeyRing, digest
+from plimsoll.gateway.keys import ApiKey, KeyRing, digest, named_keys
 from plimsoll.gateway.server import Gateway
 from plimsoll.gateway.settings import Record
 from plimsoll.gateway.store import Store, Usage
@@ -23,9 +23,7 @@ class Accounts:
         """`own_key` opens the gateway for Plimsoll's own commands; alone, it asks nobody else for a key."""
         self._store = store
         self._own = () if own_key is None else (ApiKey(name="plimsoll", digest=digest(own_key.encode())),)
-        self._spec_keys = tuple(
-            ApiKey(name=f"spec-{number}", digest=digest(key.encode())) for number, key in enumerate(spec_keys, 1)
-        )
+        self._spec_keys = named_keys(spec_keys)
         self._gateway: Gateway | None = None
         self._pending: dict[tuple[str, str], list[int]] = {}
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gateway-store")

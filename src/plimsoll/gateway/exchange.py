@@ -232,14 +232,14 @@ class Exchange:
         )
 
     def _again(self, *, failed: bool) -> None:
-        """Ask for another slot; whatever goes wrong there ends the exchange."""
-        lane = self._lane
-        assert lane is not None  # noqa: S101
+        """Ask for another slot, by the table as it is now; whatever goes wrong there ends the exchange."""
         self._attempts += 1
         self.avoid = self.target.upstream.name if self.target else ""
         self._reply = None
         self._release(failed=failed, answered=not failed)
         try:
+            _, lane = self._gateway.lane(self.model, self.route)
+            self._lane = lane
             lane.submit(self, self._gateway.now())
         except GatewayError as error:
             self._fail(error)

@@ -18,7 +18,7 @@ from plimsoll.errors import GatewayError
 from plimsoll.gateway import answers, cors
 from plimsoll.gateway.client import Client, Request, is_request_id
 from plimsoll.gateway.exchange import Exchange
-from plimsoll.gateway.keys import ApiKey, Holder, KeyRing, digest
+from plimsoll.gateway.keys import Holder, KeyRing, named_keys
 from plimsoll.gateway.lanes import Lane, Target
 from plimsoll.gateway.metrics import Metrics, escape
 from plimsoll.gateway.routes import NAMES, ROUTES, Route
@@ -26,6 +26,8 @@ from plimsoll.gateway.settings import Observer, Record, Settings
 from plimsoll.gateway.table import RouteTable
 
 _SWEEP_S = 0.25
+_LAST_TURNS = 1000
+"""Of the loop, for every transport to say connection_lost after it was cut; TLS takes a few."""
 _PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -59,9 +61,7 @@ class Gateway:
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time
         if self.settings.api_keys and self._keys is None:
-            named = enumerate(self.settings.api_keys, 1)
-            keys = [ApiKey(name=f"spec-{number}", digest=digest(key.encode())) for number, key in named]
-            self._keys = KeyRing(keys, now_s=self.now(), unix_s=time.time())
+            self._keys = KeyRing(named_keys(self.settings.api_keys), now_s=self.now(), unix_s=time.time())
         if self._keys is None and not is_loopback(host):
             raise GatewayError(
                 f"Without an API key the gateway listens on the loopback address only, not on {host}.",
@@ -147,7 +147,9 @@ class Gateway:
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
-        while self.clients:  # noqa: ASYNC110 - a turn of the loop for each transport's connection_lost
+        for _ in range(_LAST_TURNS):
+            if not self.clients:
+                break
             await asyncio.sleep(0)
         if self._server is not None:
             await self._server.wait_closed()
