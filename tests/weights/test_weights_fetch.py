@@ -3,6 +3,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -225,6 +227,52 @@ def test_faults_on_the_way_leave_no_wrong_file(hub: Hub, tmp_path: Path, environ
         except WeightError:
             assert list_models(tmp_path) == ()
     assert all((folder / name).read_bytes() == FILES[name] for name in NEEDED)
+
+
+CHILD = """
+import os, sys
+from pathlib import Path
+from plimsoll.weights import fetch, ranges
+fetch._SMALL_BYTES, ranges._LEAST_BYTES, ranges._FIRST_BYTES, ranges._RECORD_BYTES = 1000, 10_000, 10_000, 2_000
+print("up", flush=True)
+fetch.fetch(fetch.Request(ref="org/name"), store=Path(sys.argv[1]), environ=dict(os.environ))
+"""
+
+
+def kill_and_fetch(hub: Hub, store: Path, environ: dict[str, str], rounds: int) -> int:
+    """Fetch a model again and again, killing at random moments; how often it was killed before it was whole."""
+    chance = random.Random(rounds)
+    put_huggingface(hub, "org/name", FILES)
+    hub.pause_s = 0.003
+    killed = whole = 0
+    while killed + whole < rounds:
+        with subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(store)], stdout=subprocess.PIPE, env={**os.environ, **environ}
+        ) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            try:
+                child.wait(chance.uniform(0, 0.12))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                killed += 1
+        found = find_local(Request(ref="org/name"), store=store, environ=environ)
+        if found is not None:
+            assert {name: (found / name).read_bytes() for name in NEEDED} == {name: FILES[name] for name in NEEDED}
+            assert verify_model(list_models(store)[0]) == ()
+            whole += 1
+            remove_model(list_models(store)[0])
+    return killed
+
+
+def test_killed_at_random_moments_a_model_ends_whole(hub: Hub, tmp_path: Path, environ: dict[str, str]) -> None:
+    assert kill_and_fetch(hub, tmp_path, environ, 4) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_two_hundred_times_a_model_ends_whole(hub: Hub, tmp_path: Path, environ: dict[str, str]) -> None:
+    assert kill_and_fetch(hub, tmp_path, environ, 200) > 100
 
 
 def answer(status_code: int, code: str) -> object:

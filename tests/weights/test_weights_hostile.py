@@ -36,7 +36,7 @@ def as_file(value: object) -> bytes:
     return len(raw).to_bytes(8, "little") + raw + bytes(16)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(table | anything)
 def test_any_table_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     data = as_file(value)

@@ -211,7 +211,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path, offset: int, siz
 
 
 @pytest.mark.parametrize("name", ["zip.bin", "legacy.bin"])
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=80)
 @given(data=st.data())
 def test_damage_is_told_or_harmless(tmp_path_factory: pytest.TempPathFactory, name: str, data: st.DataObject) -> None:
     content = bytearray((REAL / name).read_bytes())

@@ -19,5 +19,5 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
     if needed_bytes + _SPARE_BYTES > free:
         raise WeightError(
             f"not enough disk: {format_bytes(needed_bytes)} to come, {format_bytes(free)} free in {existing}",
-            hint="free some space, or choose another store with PLIMSOLL_STORE",
+            hint="free some space, or choose another place with PLIMSOLL_HOME",
         )

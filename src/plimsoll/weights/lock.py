@@ -24,7 +24,7 @@ def locked(path: Path, *, waiting: Callable[[str], None] | None = None, poll_s: 
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise WeightError(
-            f"cannot write to {path.parent}: {error.strerror}", hint="choose another store with PLIMSOLL_STORE"
+            f"cannot write to {path.parent}: {error.strerror}", hint="choose another place with PLIMSOLL_HOME"
         ) from None
     try:
         told = False

