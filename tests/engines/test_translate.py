@@ -106,9 +106,11 @@ def test_a_modelfile() -> None:
 
 def test_mindie_of_the_first_releases() -> None:
     deploy = {"maxSeqLen": 2560, "ModelParam": [{"modelName": "a", "modelWeightPath": "/a"}]}
-    flow = {"templateName": "Standard_llama"}
-    text = json.dumps({"OtherParam": {"ServeParam": {"port": 1025}}, "WorkFlowParam": flow, "ModelDeployParam": deploy})
+    serve = {"port": 1025, "httpsEnabled": False, "tlsCaPath": "ca/", "interNodeTLSEnabled": True, "maxLinkNum": 1000}
+    flow = {"TemplateParam": {"templateName": "Standard_llama"}}
+    text = json.dumps({"OtherParam": {"ServeParam": serve}, "WorkFlowParam": flow, "ModelDeployParam": deploy})
     assert (one(text).engine, one(text).model, one(text).context) == ("mindie", "/a", 2560)
+    assert one(text).extra_args == ("httpsEnabled=false", "maxLinkNum=1000")
     assert set(fates(text).values()) == {"renamed"}
 
 

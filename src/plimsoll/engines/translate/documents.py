@@ -224,7 +224,9 @@ _MINDIE_KEYS = {
     "trustRemoteCode",
 }  # fmt: skip
 _MINDIE_OLD = {"OtherParam", "ModelDeployParam", "WorkFlowParam"}
-_MINDIE_VOID = {"managementIpAddress", "maxLinkNum", "Version", "LogConfig", "tokenTimeout", "e2eTimeout"}
+_MINDIE_VOID = {"managementIpAddress", "engineName", "Version", "logLevel", "logPath", "multiNodesInferEnabled"}
+_TLS = re.compile(r"(tls|kmc|managementTls|interNodeTls|interNodeKmc)[A-Z]")
+"""Certificates and key stores, which matter where TLS is on only."""
 
 
 def mindie_draft(config: Mapping[str, Any]) -> Draft:
@@ -249,6 +251,11 @@ def mindie_draft(config: Mapping[str, Any]) -> Draft:
         draft.spec["trust_remote_code"] = True
     if flat.get("templateName") not in (None, "Standard_LLM"):
         draft.note(f"templateName {flat.pop('templateName')}", "renamed", "Standard_LLM is the only one today")
+    between_nodes = flat.get("multiNodesInferEnabled") is True
+    if not between_nodes:
+        flat = {key: value for key, value in flat.items() if not key.startswith("interNode")}
+    if flat.get("httpsEnabled") is not True and not between_nodes:
+        flat = {key: value for key, value in flat.items() if not _TLS.match(key)}
     for key, value in flat.items():
         if key not in _MINDIE_KEYS | _MINDIE_VOID and isinstance(value, (str, int, float, bool)):
             draft.extra.append(f"{key}={_text(value)}")
