@@ -16,7 +16,7 @@ from plimsoll.app.checking import find_faults, mend
 from plimsoll.app.settings import Settings
 from plimsoll.app.target import Overrides, is_spec_file, spec_of
 from plimsoll.cli import options
-from plimsoll.cli.draw import draw_findings
+from plimsoll.cli.draw import draw_findings, lines_of
 from plimsoll.engines.diagnosis import explain as explain_log
 from plimsoll.engines.translate import translate
 from plimsoll.errors import PlanError, SpecError
@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this file to `app`."""
     app.command()(check)
     app.command("import")(import_)
+    app.command("fieldnotes")(fieldnotes)
     app.command()(explain)
 
 
@@ -90,6 +91,18 @@ def import_(
     else:
         out.write_text(text)
         print(out)
+
+
+def fieldnotes(as_json: options.Json = False) -> None:
+    """Replay what people launched on machines of their own: what came of it, and what Plimsoll says beforehand."""
+    from plimsoll.app.field_notes import replay
+
+    replayed = list(replay())
+    if as_json:
+        print(json.dumps([asdict(one) for one in replayed], indent=2))
+        return
+    rows = [(one.id, one.outcome[:48], one.then.says, one.today.says, one.how, one.today.why[:72]) for one in replayed]
+    print("\n".join(lines_of(("CASE", "NOTED", "THEN", "TODAY", "SPEC TODAY", "BECAUSE"), rows)))
 
 
 def explain(
