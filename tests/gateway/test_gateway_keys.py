@@ -68,6 +68,24 @@ def test_a_key_made_and_revoked_elsewhere_takes_effect(tmp_path: pathlib.Path) -
     run(test())
 
 
+def test_keys_of_the_spec_stay_beside_those_of_the_store(tmp_path: pathlib.Path) -> None:
+    async def test() -> None:
+        store = Store(tmp_path / "g.db")
+        stored = store.create_key("ann")
+        accounts = Accounts(store, spec_keys=("sk-spec",), own_key="sk-own")
+        front = Gateway(Settings(api_keys=("sk-setting",)))
+        await accounts.start(front)
+        await front.start("127.0.0.1", 0)
+        listing = "GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n"
+        for token, status in ((stored, 200), ("sk-spec", 200), ("sk-own", 200), ("sk-setting", 200), ("sk", 401)):
+            assert (await ask(front.address, listing.format(token).encode())).status == status
+        await front.stop(0)
+        await accounts.stop()
+        store.close()
+
+    run(test())
+
+
 def test_usage_is_on_disk_within_a_second_and_exact(tmp_path: pathlib.Path) -> None:
     async def test() -> None:
         async with standing(answer) as engine, with_accounts(tmp_path / "g.db", engine.port) as (front, store):
@@ -158,6 +176,27 @@ def test_a_bucket_never_gives_more_than_its_limit_and_refill(steps: list[tuple[f
             bucket.take(amount)
             given_out += amount
     assert given_out <= limit + now_s * limit / 60 + 1e-6
+
+
+def test_those_who_wait_are_served_in_turn_between_keys() -> None:
+    async def slow(got: Got, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.02)
+        writer.write(sized(ANSWER))
+
+    async def test() -> None:
+        settings = Settings(api_keys=("sk-many", "sk-few"))
+        async with (
+            standing(slow) as engine, gateway(upstream(engine.port, concurrency=1), settings=settings) as (front, _),
+        ):  # fmt: skip
+            many = [asyncio.ensure_future(ask(front.address, asks("sk-many", who="many"))) for _ in range(7)]
+            while front.health()[1]["models"]["m"]["waiting"] < 6:
+                await asyncio.sleep(0.001)
+            few = [asyncio.ensure_future(ask(front.address, asks("sk-few", who="few"))) for _ in range(2)]
+            await asyncio.gather(*many, *few)
+            order = [got.json["who"] for got in engine.got]
+            assert [place for place, who in enumerate(order) if who == "few"][1] <= 6, order
+
+    run(test())
 
 
 def test_strangers_see_that_it_lives_and_nothing_more() -> None:

@@ -23,7 +23,7 @@ class Accounts:
         """`own_key` opens the gateway for Plimsoll's own commands; alone, it asks nobody else for a key."""
         self._store = store
         self._own = () if own_key is None else (ApiKey(name="plimsoll", digest=digest(own_key.encode())),)
-        self._spec_keys = named_keys(spec_keys)
+        self._spec_tokens = spec_keys
         self._gateway: Gateway | None = None
         self._pending: dict[tuple[str, str], list[int]] = {}
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="gateway-store")
@@ -95,7 +95,8 @@ class Accounts:
             print(f"warning: keys could not be read: {error}", file=sys.stderr)
             return
         self._version = version
-        keys = (*self._spec_keys, *stored)
+        tokens = dict.fromkeys((*self._spec_tokens, *self._gateway.settings.api_keys))
+        keys = (*named_keys(tokens), *stored)
         if keys:
             keys = (*keys, *self._own)
             self._gateway.use_keys(KeyRing(keys, now_s=loop.time(), unix_s=unix_s, tokens_today=today))
