@@ -11,6 +11,8 @@ import sys
 
 SUBCOMMANDS = {
     "memory": "benchmarks.accuracy_memory",
+    "speed": "benchmarks.accuracy_speed",
+    "datacenter": "benchmarks.accuracy_datacenter",
 }
 
 

@@ -95,6 +95,13 @@ class Speed:
     """Of all requests together."""
     basis: Basis
     source: str
+    prefill_tokens_per_s: Range | None = None
+    """Of one prompt on an idle engine."""
+    requests_per_s: Range | None = None
+    running: float = 0.0
+    """Sequences at once, where memory or the engine allow fewer than `concurrency`; 0: not known."""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
