@@ -3,9 +3,9 @@
     python -m benchmarks.calibrate REPORTS.csv SILICON.csv [--write] [--quick]
 
 The columns are those that `benchmarks.speed_rows` reads. Deterministic; no number of the result is typed by hand.
-Without --write only what would be written is printed. The widths of intervals come from cases that a fit had not seen: whole
-sources, whole models and whole systems are left out in turn (--quick leaves that away, and keeps the widths as they
-were).
+Without --write only what would be written is printed. The widths of intervals come from cases that a fit had not seen:
+whole sources, whole models and whole systems are left out in turn (--quick leaves that away and keeps the widths as
+they were).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.plan.plan_facts import engine
 
 from plimsoll.facts.catalogue import model
 from plimsoll.facts.devices import catalogue, find_device
@@ -19,7 +20,6 @@ from plimsoll.plan.speed.step import touched
 from plimsoll.plan.speed.work import work_of
 from plimsoll.plan.types import Candidate, Parallel
 from plimsoll.spec.deployment import Deployment
-from tests.plan.plan_facts import engine
 
 QWEN = model("Qwen/Qwen3-8B")
 GPT_OSS = model("openai/gpt-oss-120b")

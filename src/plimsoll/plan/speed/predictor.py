@@ -16,9 +16,12 @@ from plimsoll.plan.speed.load import Load, Timing, room, time_load
 from plimsoll.plan.speed.step import Machine, Place
 from plimsoll.plan.speed.work import peak_flops, work_of
 from plimsoll.plan.types import Candidate, Range, Speed
+from plimsoll.spec.deployment import Slo
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 256
 """What is predicted for where nobody says: a question with some context, an answer of a page."""
+USUAL_CLIENTS = 16
+"""Clients at once where nobody says: a batch that pays on every device."""
 _CHUNK = {"vllm": 8192, "sglang": 8192, "mindie": 8192, "llamacpp": 512, "ollama": 512}
 """Prompt tokens in one step by default: max_num_batched_tokens, chunked_prefill_size, n_ubatch."""
 
@@ -32,6 +35,10 @@ class Predictor:
     """Factors on single coefficients, learned from measured runs of the same machine and engine."""
     residual: float = 0.0
     """Half-width of the interval, as a logarithm, after such a correction; 0: none was made."""
+    reach: tuple[Load, ...] = ()
+    """Loads that such runs sent."""
+    growth: float = 0.0
+    """Widening of the interval for each doubling of clients or lengths away from the nearest of them."""
     evidence: str = ""
 
     def machine(self, candidate: Candidate, ledger: Ledger) -> Machine:
@@ -54,12 +61,27 @@ class Predictor:
         ledger = account(candidate) if ledger is None else ledger
         return time_machine(self.machine(candidate, ledger), candidate, load, ledger)
 
+    def _far(self, load: Load) -> float:
+        """Doublings from the nearest load that was measured."""
+
+        def apart(other: Load) -> float:
+            return sum(
+                abs(math.log2(max(1.0, mine) / max(1.0, theirs)))
+                for mine, theirs in (
+                    (load.concurrency, other.concurrency),
+                    (load.prompt_tokens, other.prompt_tokens),
+                    (load.output_tokens, other.output_tokens),
+                )
+            )
+
+        return min((apart(other) for other in self.reach), default=0.0)
+
     def predict(self, candidate: Candidate, load: Load, ledger: Ledger | None = None) -> Speed:
         """Speed of `candidate` under `load`; `ledger` saves making it again."""
         timing = self.timing(candidate, load, ledger)
         widths = half_widths(self.table, candidate, load, timing)
         if self.residual:
-            widths = dict.fromkeys(widths, self.residual)
+            widths = dict.fromkeys(widths, self.residual + self.growth * self._far(load))
         return Speed(
             concurrency=load.concurrency,
             ttft_s=_range(timing.ttft_s, widths["ttft"]),
@@ -118,3 +140,42 @@ def predict(
         prompt_tokens=prompt_tokens, output_tokens=output_tokens, concurrency=max(1, concurrency), requests=requests
     )
     return (predictor or shipped()).predict(candidate, load, ledger)
+
+
+def predict_for(
+    candidate: Candidate,
+    *,
+    ledger: Ledger | None = None,
+    predictor: Predictor | None = None,
+    prompt_tokens: int = PROMPT_TOKENS,
+    output_tokens: int = OUTPUT_TOKENS,
+) -> tuple[Speed, ...]:
+    """Speeds of a plan's candidate: first at the concurrency that the deployment asks for, then for one client alone.
+
+    Where it does not say, the first is for as many as the candidate serves at once, at most `USUAL_CLIENTS`. Prompts
+    and answers are cut to what the candidate's context holds.
+    """
+    ledger = account(candidate) if ledger is None else ledger
+    asked = candidate.deployment.concurrency or max(1, min(candidate.sequences, USUAL_CLIENTS))
+    output = max(1, min(output_tokens, candidate.context_tokens // 2))
+    prompt = max(1, min(prompt_tokens, candidate.context_tokens - output))
+    return tuple(
+        predict(
+            candidate, prompt_tokens=prompt, output_tokens=output, concurrency=count, ledger=ledger,
+            predictor=predictor,
+        )
+        for count in dict.fromkeys((asked, 1))
+    )  # fmt: skip
+
+
+def missed(speed: Speed, slo: Slo) -> tuple[str, ...]:
+    """Which limits of `slo` a speed does not keep, each as a sentence.
+
+    A limit is for 95 of 100 requests, so the upper end of the interval has to keep it.
+    """
+    limits = (("time to first token", speed.ttft_s, slo.ttft), ("time per token", speed.tpot_s, slo.tpot))
+    return tuple(
+        f"{name} may reach {part.high:.3g} s at {speed.concurrency} at once, {limit:.3g} s are asked for"
+        for name, part, limit in limits
+        if limit is not None and part.high > limit
+    )

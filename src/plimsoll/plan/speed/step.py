@@ -85,7 +85,7 @@ def touched(work: Work, tokens: float, spread: float) -> float:
     if not work.experts:
         return 0.0
     least = work.per_token / work.experts
-    return max(least, 1.0 - (1.0 - least) ** max(1.0, tokens * spread))
+    return max(least, 1.0 - math.pow(1.0 - least, max(1.0, tokens * spread)))
 
 
 def _multiply_s(machine: Machine, place: Place, tokens: float, per_rank: float) -> float:
