@@ -68,6 +68,22 @@ def test_any_form_that_will_do_is_found(hub: Hub, tmp_path: Path, environ: dict[
     assert find_local(Request(ref="org/name/name-Q4_K_M.gguf"), store=tmp_path, environ=environ) == path
 
 
+def test_a_pinned_checksum_is_held_against_what_comes(hub: Hub, tmp_path: Path, environ: dict[str, str]) -> None:
+    put_huggingface(hub, "org/name", {"w.gguf": WEIGHTS, "small.gguf": b"small"})
+    right, wrong = hashlib.sha256(WEIGHTS).hexdigest(), "0" * 64
+    for name in ("w.gguf", "small.gguf"):
+        with pytest.raises(WeightError, match=r"has the checksum|gave other bytes"):
+            fetch(Request(ref=f"org/name/{name}", sha256=wrong), store=tmp_path, environ=environ)
+    assert fetch(Request(ref="org/name/w.gguf", sha256=right), store=tmp_path, environ=environ).name == "w.gguf"
+    assert find_local(Request(ref="org/name/w.gguf", sha256=wrong), store=tmp_path, environ=environ) is None
+    with pytest.raises(WeightError, match="is not one file"):
+        fetch(Request(ref="org/name", include=("*",), sha256=right), store=tmp_path, environ=environ)
+
+
+def test_a_path_is_used_where_it_lies(tmp_path: Path) -> None:
+    assert fetch(Request(ref=str(tmp_path)), store=tmp_path / "s", update=True) == tmp_path
+
+
 def test_a_branch_moves_only_when_asked(hub: Hub, tmp_path: Path, environ: dict[str, str]) -> None:
     put_huggingface(hub, "org/name", FILES)
     old = fetch(Request(ref="org/name"), store=tmp_path, environ=environ)

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -88,7 +88,7 @@ def fetch(
     announces, or does not fit on the disk.
     """
     ref = _parsed(request, environ)
-    if not update and (found := find_local(request, store=store, environ=environ)):
+    if (not update or ref.kind == "path") and (found := find_local(request, store=store, environ=environ)):
         return found
     if ref.kind == "path":
         raise WeightError(f"{ref.id} does not exist", hint="check the path; a hub id has no / or . in front")
@@ -106,6 +106,7 @@ def fetch(
         try:
             listing = _list(request, ref, session, environ)
             choice = choose_files(request, listing, environ=environ)
+            listing = _pinned(request, listing, choice)
             fetching = _Fetching(request.ref, ref, place, listing, session, progress, connections, environ)
             revision = fetching.run(choice)
             place.settle(revision, [file.path for file in listing.files], branch=listing.branch)
@@ -168,6 +169,22 @@ def _choose(request: Request, ref: Ref, offered: Sequence[str], formats: Sequenc
     if ref.kind == "ollama" and offered and not request.include:
         return Choice(main="model.gguf", paths=tuple(offered))
     return choose(offered, include=request.include, file=ref.file, quant=ref.quant, formats=formats)
+
+
+def _pinned(request: Request, listing: Listing, choice: Choice) -> Listing:
+    """`listing` with the checksum that the user gave for the one file; WeightError if the source has another."""
+    if request.sha256 is None:
+        return listing
+    if choice.main is None or len(choice.paths) != 1:
+        raise WeightError(f"{request.ref} is not one file, so it has no one sha256", hint="name the file")
+    (file,) = (file for file in listing.files if file.path == choice.main)
+    if file.expected.sha256 not in (None, request.sha256):
+        raise WeightError(
+            f"{file.path} has the checksum {file.expected.sha256} there, expected {request.sha256}",
+            hint="it was replaced by its owner: look at what changed, or pin a revision",
+        )
+    pinned = replace(file, expected=replace(file.expected, sha256=request.sha256))
+    return replace(listing, files=tuple(pinned if one is file else one for one in listing.files))
 
 
 def _answer(place: Repo, revision: str, choice: Choice) -> Path:
