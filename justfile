@@ -29,3 +29,4 @@ docs:
     python -m plimsoll.cli.reference > docs/cli.md
     python -m plimsoll.plan.rules.document > docs/rules.md
     python -m plimsoll.facts.device_table > docs/devices.md
+    python -m plimsoll.app.field_notes > docs/field-notes.md

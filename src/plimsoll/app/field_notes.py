@@ -29,9 +29,11 @@ from plimsoll.plan.solve import solve
 from plimsoll.plan.types import Candidate, Finding
 from plimsoll.spec.deployment import Deployment, ParallelSpec, Spec
 from plimsoll.spec.dump import dump_spec
+from plimsoll.units import format_bytes
 
 _ROUNDS = 5
-Says = Literal["runs", "refused"]
+Says = Literal["runs", "refused", "unsure"]
+"""unsure: it is short of memory by less than what the account only assumes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,8 @@ def _replay(case: Mapping[str, Any]) -> Replayed:
     translation = translate(_launch(case), model=case["model"])
     [deployment] = translation.spec().models
     # The note's path is on its writer's machine; the catalogue knows what lay there.
-    deployment = deployment.model_copy(update={"model": case["model"]})
+    context = deployment.context or case.get("context")
+    deployment = deployment.model_copy(update={"model": case["model"], "context": context})
     known = {engine.name: engine for engine in (one.facts for one in reference_engines().values())}
     today = known.get(deployment.engine, known[name])
     nodes = int(case.get("nodes", translation.nodes))
@@ -170,9 +173,15 @@ def _verdict(candidate: Candidate, hosts: Sequence[Host]) -> Verdict:
     except PlanError as problem:
         return Verdict(says="refused", why=problem.message)
     findings = check(candidate, ledger=ledger)
+    short = -ledger.margin_bytes
+    if 0 < short <= ledger.assumed_bytes:
+        findings = tuple(one for one in findings if one.rule != "any.out_of_memory")
     if errors := [one for one in findings if one.severity == "error"]:
         # What no smaller size mends says more than that it is too large.
         return Verdict(says="refused", why=min(errors, key=lambda one: one.rule == "any.out_of_memory").what)
+    if 0 < short <= ledger.assumed_bytes:
+        what = f"{format_bytes(short)} short, of which {format_bytes(ledger.assumed_bytes)} are only assumed"
+        return Verdict(says="unsure", why=what)
     if not ledger.fits:
         return Verdict(says="refused", why="; ".join(ledger.notes) or "it does not fit")
     return Verdict(says="runs", why=_first_warning(findings))

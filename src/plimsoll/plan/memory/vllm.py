@@ -215,10 +215,16 @@ def _before_cache(candidate: Candidate, rank: int, weights: int, paging: Paging)
         entries.append(
             Entry(
                 name="other_processes", bytes=held, basis="measured", source="total less free, by the driver",
-                inside=whole,
+                # Only what sizes a cache is held against the share: a model without one starts beside anything.
+                inside=whole and _caches(candidate),
             )
         )  # fmt: skip
     return limit, tuple(entries)
+
+
+def _caches(candidate: Candidate) -> bool:
+    """Whether the model has a cache at all: encoders have none."""
+    return any(group.kind != "encoder" for group in candidate.model.attention)
 
 
 def _late_bytes(candidate: Candidate) -> int:
