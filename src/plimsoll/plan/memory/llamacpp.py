@@ -21,7 +21,7 @@ from plimsoll.plan.memory.common import (
     other_processes,
     value_bytes,
 )
-from plimsoll.plan.memory.llamacpp_compute import OUTPUTS_PER_SLOT, Batch, compute_bytes
+from plimsoll.plan.memory.llamacpp_compute import LATENT_CACHE, OUTPUTS_PER_SLOT, Batch, compute_bytes
 from plimsoll.plan.types import Candidate
 from plimsoll.units import MIB
 
@@ -33,8 +33,6 @@ CONTEXT_BYTES = 450 * MIB
 """What the driver takes of a GPU for the process; CUDA contexts take 300 to 600 MiB by card and driver."""
 FLASH_BY_DEFAULT = 6325
 """Build from which flash attention is chosen by itself where the device has it (llama.cpp PR 15434, August 2025)."""
-LATENT_CACHE = 5140
-"""Build from which MLA models cache the latent (llama.cpp PR 12801, April 2025); full heads before."""
 LATENT_ONCE = 7800
 """Build by which the latent's part that serves as V is no longer cached a second time (b11549 does not)."""
 WINDOW_CACHE = 5440

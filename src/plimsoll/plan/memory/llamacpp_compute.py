@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from plimsoll.facts.model import ModelFacts
 
 FLOAT = 4
+LATENT_CACHE = 5140
+"""Build from which MLA models cache and attend to the latent (llama.cpp PR 12801, April 2025); full heads before."""
 OUTPUTS_PER_SLOT = 9500
 """Build about which logits came to be reserved for one token a slot rather than for every token of the batch (llama.cpp
 PR 23861, June 2026, after b9272); b11549 does so."""
@@ -119,7 +121,10 @@ def _scores(model: ModelFacts, batch: Batch) -> float:
         width = batch.window_cells if group.window_tokens and batch.window_cells else batch.cells
         scores = max(scores, float(width * group.heads * FLOAT * batch.tokens))
         query, key = group.heads * group.head_dim, group.kv_heads * group.head_dim
-        if group.kind == "mla":
+        if group.kind == "mla" and batch.build < LATENT_CACHE and not batch.fork:
+            # Whole heads of 192 as in any other model, before the latent was attended to as it is.
+            attended = max(attended, 2 * model.hidden_size + 2 * group.heads * 192)
+        elif group.kind == "mla":
             attended = max(attended, layer_values(model))
         elif batch.build >= OUTPUTS_PER_SLOT:
             attended = max(attended, 3 * model.hidden_size + 3 * query + 2 * key)

@@ -192,7 +192,7 @@ def _before_cache(candidate: Candidate, rank: int, weights: int, paging: Paging)
         entries.append(encoder)
     whole = counts_whole_device(version)
     entries.append(non_torch(candidate))
-    graph = graphs(candidate)
+    graph = graphs(candidate, activations=entries[1].bytes)
     if graph is not None:
         entries.append(graph)
     if not whole and device.vendor not in ("cpu", "ascend"):

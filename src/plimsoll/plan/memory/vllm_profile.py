@@ -166,7 +166,7 @@ def encoder_peak(candidate: Candidate) -> Entry | None:
 def non_torch(candidate: Candidate) -> Entry:
     """Memory inside the share that torch does not know: NCCL, custom all-reduce, library workspaces."""
     parallel, vendor = candidate.parallel, candidate.devices[0].vendor
-    large = candidate.devices[0].memory_bytes >= 120 * GIB
+    large = "h200" in candidate.devices[0].name.lower()
     if candidate.nodes > 1:
         size, why = 1.0, "NCCL over several nodes: about 1 GiB"
     elif vendor == "amd" and parallel.tensor > 1:
@@ -193,14 +193,16 @@ def capture_sizes(version: str, sequences: int) -> int:
     return 3 + min(256, max(8, sequences)) // 8
 
 
-def graphs(candidate: Candidate) -> Entry | None:
+def graphs(candidate: Candidate, *, activations: int = 0) -> Entry | None:
     """CUDA graphs: outside the share before 0.21, estimated and deducted since; None when run eagerly.
 
     16 MiB a captured size for dense models, three times that for experts: 0.5 to 1.5 GiB logged for the first
     (35 to 67 sizes), 2.4 to 3.5 for the second. A factor of two either way is seen, so the entry is an assumption.
+    `activations`: the profiled peak.
     """
     if candidate.eager or candidate.devices[0].vendor == "cpu":
         return None
+    version = candidate.engine.version
     given = int_option(candidate, "capture_sizes", default=0)
     sizes = given or capture_sizes(candidate.engine.version, candidate.sequences)
     each = 16 * MIB * (3 if candidate.model.moe else 1)
@@ -208,8 +210,10 @@ def graphs(candidate: Candidate) -> Entry | None:
     if candidate.parallel.tensor > 1 and not is_v1(candidate.engine.version):
         # Buffers of the all-reduce, registered for each graph: 1.46 GiB logged at TP 2, 2.41 at TP 4.
         shared += min(candidate.parallel.tensor, 4) * sizes * 12 * MIB
+    size, why = sizes * each + shared, f"{sizes} captured batch sizes x {each // MIB} MiB + {shared // MIB} MiB"
+    if in_range(version, "<0.6"):
+        # The peak was read off the driver, blocks that torch only held in reserve included: graphs go there first.
+        size, why = max(0, size - activations), f"{why}, less the reserve of the profile run"
     return Entry(
-        name="graphs", bytes=sizes * each + shared, basis="assumed",
-        source=f"{sizes} captured batch sizes x {each // MIB} MiB + {shared // MIB} MiB",
-        inside=in_range(candidate.engine.version, ">=0.21"),
+        name="graphs", bytes=size, basis="assumed", source=why, inside=in_range(version, ">=0.21"),
     )  # fmt: skip
