@@ -233,7 +233,7 @@ def _late_bytes(candidate: Candidate) -> int:
     ran at a share of 0.90 of 24 GB and not at 0.93."""
     parallel = candidate.parallel
     each = GIB * (11 if in_range(candidate.engine.version, ">=0.21") else 6) // 100
-    late = min(parallel.tensor, 8) * each if parallel.tensor > 1 else 0
+    late = min(parallel.tensor, 8) * each if parallel.tensor > 1 and in_range(candidate.engine.version, ">=0.6") else 0
     return late + (GIB * 7 // 10 if candidate.nodes > 1 and parallel.pipeline > 1 else 0)
 
 
