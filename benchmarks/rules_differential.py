@@ -10,10 +10,9 @@
 the rules as an H100 would run it and counts. Only rules that the engine decides while it reads its configuration are
 held against it: those that speak of devices, memory, or weights while they load (`LATER`) are counted apart.
 
-Measured on 2026-11-20 on 4000 setups each, of seeds that no rule had been mended by: vLLM 0.32.0 agreed on 3682 of 3685
-(seed 3), SGLang 0.5.23 on 3949 of 3951 (seed 2). The rest: an option given twice, of which the parser judges both
-values; a kernel that exists on CUDA only; two sizes that share the ranks (mended since); a default that the CPU
-platform sets otherwise.
+Measured on 2026-11-20 on 3000 setups each, of seeds that no rule had been mended by: vLLM 0.32.0 agreed on 2783 of
+2783 (seed 21), SGLang 0.5.23 on 2955 of 2958 (seed 22; one rule mended since, two hang on the CPU's default backend).
+The first seeds of each had shown 96.3 % and 93.1 %.
 """
 
 from __future__ import annotations

@@ -158,6 +158,32 @@ def block_size_slow(case: Case) -> Fault | None:
 
 
 @rule(
+    "sglang.ngram_with_pages",
+    versions=">=0.5.13",
+    severity="warning",
+    cause="n-gram drafts are a tree of 10, which needs pages of one token on every backend but flashinfer",
+    source="sglang 0.5.23: sglang/srt/arg_groups/speculative_hook.py, tried",
+    fires={"engine": "sglang", "options": {"speculative_algorithm": "NGRAM", "page_size": 64}},
+    passes={"engine": "sglang", "options": {"speculative_algorithm": "NGRAM", "page_size": 64,
+            "attention_backend": "flashinfer"}},
+)  # fmt: skip
+def ngram_with_pages(case: Case) -> Fault | None:
+    """N-gram drafts with pages of more than one token."""
+    backend = case.text("attention_backend")
+    if case.text("speculative_algorithm") != "NGRAM" or (case.number("page_size") or 1) <= 1:
+        return None
+    if backend == "flashinfer":
+        return None
+    return Fault(
+        what=f"n-gram drafts with pages of {case.text('page_size')} tokens",
+        fix="--page-size 1, or --attention-backend flashinfer",
+        mend=(("extra_args.page_size", 1),),
+        # Which backend is chosen where none is named depends on the device.
+        severity="error" if backend else None,
+    )
+
+
+@rule(
     "sglang.tree_with_pages",
     versions=">=0.5.13",
     cause="drafts as a tree need pages of one token on this backend",

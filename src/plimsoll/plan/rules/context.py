@@ -158,11 +158,14 @@ def long_prefill_threshold(case: Case) -> Fault | None:
 def chunk_not_in_pages(case: Case) -> Fault | None:
     """The chunked-prefill size is no multiple of the page size."""
     chunk, page = case.number("chunked_prefill_size"), case.number("page_size")
-    if not chunk or not page or chunk < 0 or chunk % page == 0:
+    # With attention data parallelism each rank has its part of the chunk.
+    parts = max(1, int(case.number("attn_dp_size") or 1))
+    if not chunk or not page or chunk < 0 or chunk // parts % page == 0:
         return None
-    whole = int(max(1, chunk // page) * page)
+    whole = int(max(1, chunk // (page * parts)) * page * parts)
     return Fault(
-        what=f"--chunked-prefill-size {chunk:.0f} is no multiple of --page-size {page:.0f}",
+        what=f"--chunked-prefill-size {chunk:.0f} is no multiple of --page-size {page:.0f}"
+        + (f" on each of {parts} attention ranks" if parts > 1 else ""),
         fix=f"--chunked-prefill-size {whole}",
         mend=(("extra_args.chunked_prefill_size", whole),),
     )
