@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plimsoll.engines.diagnosis import explain, signatures
-from plimsoll.engines.diagnosis.signatures import fill
+from plimsoll.engines.diagnosis.signatures import family_of, fill
 from plimsoll.plan.rules import rules
 
 LOGS = Path(__file__).parents[1] / "fixtures" / "logs"
@@ -79,6 +79,17 @@ def test_the_rule_is_the_one_of_the_engine() -> None:
     assert explain([line], engine="mindie").rule is None
     oom = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.16 GiB."
     assert explain([oom], engine="sglang").rule == "any.out_of_memory"
+
+
+def test_engines_by_any_spelling_and_what_they_run_on() -> None:
+    cache = "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`."
+    for engine in ("vllm", "vllm_ascend", "vllm-ascend", "fastchat", None, "somebody-elses"):
+        assert explain([cache], engine=engine).signature == "vllm-no-cache-blocks"
+    assert explain([cache], engine="sglang").signature is None
+    assertion = "ggml.c:6712: GGML_ASSERT(a->ne[2] == b->ne[2]) failed"
+    for engine in ("llamacpp", "llama.cpp", "llama-server", "ollama"):
+        assert explain([assertion], engine=engine).signature == "llamacpp-assert"
+    assert all(family_of(engine) for signature in signatures().values() for engine in signature.engines)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from plimsoll.engines.diagnosis.log import Log
-from plimsoll.engines.diagnosis.signatures import Signature, fill, signatures
+from plimsoll.engines.diagnosis.signatures import Signature, family_of, fill, signatures
 
 _SEVERITY = {"error": 2, "plain": 1, "warning": -3, "info": -4, "debug": -5}
 _LEAST = 3
@@ -78,11 +78,13 @@ def explain(
 ) -> Diagnosis:
     """The root error of a failed run.
 
-    `lines` is the log; `engine` its engine, None if not known; `exit_code` as the shell tells it (128 + signal) or as
-    Python does (negative); `oom_killed` what the cgroup's or container's counters say. Never raises.
+    `lines` is the log; `engine` its engine as specs name it, None if not known; `exit_code` as the shell tells it
+    (128 + signal) or as Python does (negative); `oom_killed` what the cgroup's or container's counters say. Never
+    raises.
     """
     log = Log.of(lines)
-    matches = list(_matches(log, engine))
+    family = family_of(engine)
+    matches = list(_matches(log, family))
     stranger = _unknown_exception(log, matches)
     number = _signal(exit_code, signal)
     best = _best(log, matches, stranger)
@@ -93,7 +95,7 @@ def explain(
         root = best
     else:
         root = _ending(log, best, stranger, number, exit_code)
-    return _known(root, log, engine) if root is not None else _unknown(log, stranger, best, number)
+    return _known(root, log, family) if root is not None else _unknown(log, stranger, best, number)
 
 
 def _best(log: Log, matches: Sequence[_Match], stranger: int | None) -> _Match | None:
@@ -129,10 +131,10 @@ def _by_ending(signature: str, index: int | None) -> _Match:
     return _Match(signature=signatures()[signature], index=where, groups={}, weight=0, length=0)
 
 
-def _matches(log: Log, engine: str | None) -> Iterator[_Match]:
+def _matches(log: Log, family: Sequence[str]) -> Iterator[_Match]:
     begin = log.last_failure()
     for signature in signatures().values():
-        if not signature.concerns(engine):
+        if not signature.concerns(family):
             continue
         for pattern in signature.patterns:
             for count, found in enumerate(pattern.finditer(log.text)):
@@ -196,14 +198,14 @@ def _signal(exit_code: int | None, signal: int | None) -> int | None:
     return -exit_code if exit_code < 0 else exit_code - 128 if 128 < exit_code < 160 else None
 
 
-def _known(root: _Match, log: Log, engine: str | None) -> Diagnosis:
+def _known(root: _Match, log: Log, family: Sequence[str]) -> Diagnosis:
     signature = root.signature
     return Diagnosis(
         signature=signature.id,
         what=fill(signature.what, root.groups),
         cause=fill(signature.cause, root.groups),
         fix=fill(signature.fix, root.groups),
-        rule=signature.rule(engine),
+        rule=signature.rule(family),
         source=signature.source,
         lines=_telling(log, [root.index] if root.index >= 0 else []),
         known=True,

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+
+_WITHIN: Mapping[str, tuple[str, ...]] = {
+    "vllm": (),
+    "vllm_ascend": ("vllm",),
+    "sglang": (),
+    "llamacpp": (),
+    "ollama": ("llamacpp",),
+    "mindie": (),
+    "transformers": (),
+    "fastchat": ("transformers", "vllm"),
+}
+"""The engines, each with those that it runs on."""
+_SPELLINGS = {"llama_server": "llamacpp", "mindie_service": "mindie", "llamacpp_server": "llamacpp"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +40,23 @@ class Signature:
     """The checks that find it before launch, one per engine."""
     source: str = ""
 
-    def concerns(self, engine: str | None) -> bool:
-        """Whether it may stand in a log of `engine`; of None, an engine not known, any may."""
-        return engine is None or not self.engines or engine in self.engines
+    def concerns(self, family: Sequence[str]) -> bool:
+        """Whether it may stand in a log of an engine of `family`; of (), an engine not known, any may."""
+        return not family or not self.engines or any(engine in self.engines for engine in family)
 
-    def rule(self, engine: str | None) -> str | None:
-        """The check of `engine` (or of any) that finds it before launch; of None, the first."""
-        fitting = (rule for rule in self.rules if engine is None or rule.partition(".")[0] in (engine, "any"))
-        return next(fitting, None)
+    def rule(self, family: Sequence[str]) -> str | None:
+        """The check that finds it before launch: the engine's own, else of what it runs on, else of any engine."""
+        if not family:
+            return self.rules[0] if self.rules else None
+        found = {rule.partition(".")[0]: rule for rule in reversed(self.rules)}
+        return next((found[engine] for engine in (*family, "any") if engine in found), None)
+
+
+def family_of(engine: str | None) -> tuple[str, ...]:
+    """`engine` as the specs spell it and those whose messages its log may hold; () where it is not known to us."""
+    name = (engine or "").lower().replace("-", "_").replace("llama.cpp", "llamacpp").replace("llama_cpp", "llamacpp")
+    name = _SPELLINGS.get(name, name)
+    return (name, *_WITHIN[name]) if name in _WITHIN else ()
 
 
 @cache
