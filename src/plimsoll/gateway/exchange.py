@@ -130,6 +130,8 @@ class Exchange:
         self.target = target
         self._upstream_name = target.upstream.name
         self._sent_s = self._gateway.now()
+        if target.running == 1:
+            target.heard_s = self._sent_s
         self.deadline_s = self._sent_s + self._gateway.settings.first_byte_wait_s
         target.pool.send(self)
 
@@ -146,6 +148,8 @@ class Exchange:
         """Give up on an engine that has been silent for too long."""
         if self._heard:
             self._heard = False
+            if self.target is not None:
+                self.target.heard_s = now_s
             self.deadline_s = now_s + self._gateway.settings.between_bytes_wait_s
         if self.target is not None and now_s >= self.deadline_s:
             self._broken(f"the engine was silent for {now_s - self._sent_s:.0f} s", status=504)

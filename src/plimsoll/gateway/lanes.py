@@ -52,7 +52,8 @@ class Target:
     """A replica, its load and its connections."""
 
     __slots__ = (
-        "failures", "freed_s", "host", "lanes", "open_until_s", "pool", "probing", "running", "tokens", "upstream",
+        "failures", "freed_s", "heard_s", "host", "lanes", "open_until_s", "pool", "probing", "running", "tokens",
+        "upstream",
     )  # fmt: skip
 
     def __init__(self, upstream: Upstream, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
@@ -67,6 +68,8 @@ class Target:
         self.open_until_s = 0.0
         self.probing = False
         self.freed_s = 0.0
+        self.heard_s = 0.0
+        """When a byte of an answer last came, to a quarter of a second, or when it was given work after none."""
 
     def usable(self, now_s: float) -> bool:
         """Whether it may be sent anything: healthy, and not left alone after failures (one probe at a time then)."""

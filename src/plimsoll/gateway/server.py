@@ -308,6 +308,11 @@ class Gateway:
         client.write(whole[: len(whole) - len(body)] if request.method == b"HEAD" else whole)
         client.answered(keep_alive=request.keep_alive)
 
+    def traffic(self, upstream: str) -> tuple[int, float] | None:
+        """Requests that a replica owes, and for how many seconds it has sent nothing; None if it is not known."""
+        target = next((one for one in self._targets.values() if one.upstream.name == upstream), None)
+        return None if target is None else (target.running, self.now() - target.heard_s)
+
     def health(self) -> tuple[int, dict[str, object]]:
         """Status and body of /health: 200 while any model can be served (or none is planned), else 503."""
         now_s = self.now()
