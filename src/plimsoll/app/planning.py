@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
+from plimsoll.app.environments import known_engines
 from plimsoll.app.settings import Settings
 from plimsoll.app.weights import local_weights
-from plimsoll.discover.engines import engines, reference_engines
+from plimsoll.discover.engines import reference_engines
 from plimsoll.discover.machine import this_machine
 from plimsoll.discover.models import find_model
 from plimsoll.errors import PlanError, SpecError
@@ -37,8 +38,8 @@ def gather_facts(spec: Spec, settings: Settings, *, on: str | None = None) -> Fa
 
     SpecError for an engine or a machine that is not known, FactError for a model that cannot be read.
     """
-    wanted = {_engine_name(deployment) for deployment in spec.models}
-    known = reference_engines() if on else engines()
+    known = reference_engines() if on else known_engines(settings, spec.models)
+    wanted = {_engine_name(deployment, known) for deployment in spec.models}
     return Facts(
         models={one.name: _model_facts(one, settings, elsewhere=on is not None) for one in spec.models},
         hosts=parse_hosts(on) if on else (this_machine(),),
@@ -69,10 +70,10 @@ def refuse_unfit(plan: Plan) -> None:
     )
 
 
-def _engine_name(deployment: Deployment) -> str:
+def _engine_name(deployment: Deployment, engines: Collection[str]) -> str:
     """The engine that the deployment names, without a version; "auto" if it leaves the choice to the plan."""
     name = deployment.engine.partition("==")[0]
-    known = [*engines(), "auto"]
+    known = [*engines, "auto"]
     if name not in known:
         near = get_close_matches(name, known, n=1) or known
         raise SpecError(

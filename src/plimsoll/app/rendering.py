@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from plimsoll.app.environments import known_engines
 from plimsoll.app.settings import Settings
 from plimsoll.app.weights import weights_path
-from plimsoll.discover.engines import container_engines, engines, reference_engines
+from plimsoll.discover.engines import container_engines, reference_engines
 from plimsoll.engines.protocol import Ports, Process
 from plimsoll.engines.render.forms import CONTAINERS, Form, render
 from plimsoll.engines.render.kubernetes import group_addresses
@@ -87,9 +88,13 @@ def write_files(files: Sequence[RenderedFile], directory: Path) -> list[Path]:
 
 
 def _placed(plan: Plan, settings: Settings, *, form: Form, hosts: Sequence[str], elsewhere: bool) -> list[Placed]:
-    known = container_engines() if form in CONTAINERS else reference_engines() if elsewhere else engines()
     placed: list[Placed] = []
     for index, planned in enumerate(plan.replicas):
+        deployment = planned.candidate.deployment
+        if form in CONTAINERS:
+            known = container_engines()
+        else:
+            known = reference_engines() if elsewhere else known_engines(settings, (deployment,))
         path = planned.candidate.deployment.model if elsewhere else weights_path(planned, settings)
         replica = replace(planned, model_path=path)
         if form == "ray":

@@ -21,10 +21,12 @@ from pathlib import Path
 
 import uvloop
 
+from plimsoll.app.environments import known_engines
 from plimsoll.app.keys import own_key
 from plimsoll.app.serial import error_to_json, plan_from_json
-from plimsoll.discover.engines import engines
+from plimsoll.app.settings import Settings
 from plimsoll.engines.diagnosis import explain
+from plimsoll.engines.protocol import Engine
 from plimsoll.errors import LaunchError, PlimsollError
 from plimsoll.gateway.access_log import AccessLog
 from plimsoll.gateway.accounts import Accounts
@@ -32,6 +34,7 @@ from plimsoll.gateway.server import Gateway
 from plimsoll.gateway.settings import Settings as GatewaySettings
 from plimsoll.gateway.store import Store
 from plimsoll.gateway.table import RouteTable, Upstream
+from plimsoll.launch.group import Traffic
 from plimsoll.launch.owner import ReplicaView
 from plimsoll.launch.state import State
 from plimsoll.launch.supervisor import Fleet, Snapshot
@@ -52,6 +55,10 @@ def route_table(plan: Plan, snapshot: Snapshot) -> RouteTable:
     return RouteTable(models={name: tuple(group) for name, group in models.items()}, created_s=time.time())
 
 
+def _engine(replica: Replica, settings: Settings) -> Engine:
+    return known_engines(settings, (replica.candidate.deployment,))[replica.candidate.engine.name]
+
+
 def _upstream(replica: Replica, view: ReplicaView) -> Upstream:
     candidate = replica.candidate
     reason = view.reason or {"starting": "it is still starting", "backoff": "it is being restarted"}.get(view.phase)
@@ -64,7 +71,15 @@ def _upstream(replica: Replica, view: ReplicaView) -> Upstream:
         healthy=view.phase == "ready" and view.port is not None,
         reason=reason,
         rerank_scores="logit" if candidate.engine.name == "llamacpp" else "unknown",
+        routes=candidate.engine.routes,
+        # Asked for usage, llama.cpp leaves out the timings that its own clients read.
+        stream_usage=candidate.engine.name != "llamacpp",
     )
+
+
+def _traffic(gateway: Gateway, replica: str) -> Traffic | None:
+    seen = gateway.traffic(replica)
+    return None if seen is None else Traffic(outstanding=seen[0], silent_s=seen[1])
 
 
 def _diagnose(lines: Sequence[str]) -> tuple[str, str] | None:
@@ -79,7 +94,7 @@ async def serve(state: State, deployment: str, *, report: Report, attached: bool
     if row is None:
         raise LaunchError(f"there is no deployment {deployment}", source=str(state.path))
     plan, spec = plan_from_json(row.plan), parse_spec(row.spec, name=f"{row.name} (stored)")
-    known = engines()
+    settings = Settings.resolve(os.environ)
     store = Store(state.directory / "gateway.db")
     accounts = Accounts(store, spec_keys=spec.gateway.api_keys, own_key=own_key(state.directory))
     access_log = AccessLog(state.directory / "logs" / deployment / "access.log")
@@ -89,8 +104,9 @@ async def serve(state: State, deployment: str, *, report: Report, attached: bool
     fleet = Fleet(
         state=state,
         deployment=deployment,
-        replicas=[(replica, known[replica.candidate.engine.name]) for replica in plan.replicas],
+        replicas=[(replica, _engine(replica, settings)) for replica in plan.replicas],
         diagnose=_diagnose,
+        traffic=lambda name: _traffic(gateway, name),
         on_change=lambda snapshot: gateway.update(route_table(plan, snapshot)),
     )
     try:

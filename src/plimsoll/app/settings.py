@@ -15,6 +15,8 @@ class Settings:
     """SQLite file and logs."""
     store_dir: Path
     """Weights."""
+    engines_dir: Path
+    """Python environments that `plimsoll engines install` made."""
 
     @staticmethod
     def resolve(environment: Mapping[str, str]) -> Settings:
@@ -22,7 +24,12 @@ class Settings:
         home = Path(environment.get("HOME", "/"))
         if root := environment.get("PLIMSOLL_HOME"):
             base = Path(root).expanduser().absolute()
-            return Settings(state_dir=base / "state", store_dir=base / "models")
+            return Settings(state_dir=base / "state", store_dir=base / "models", engines_dir=base / "engines")
         state = Path(environment.get("XDG_STATE_HOME") or home / ".local" / "state")
         cache = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
-        return Settings(state_dir=state / "plimsoll", store_dir=cache / "plimsoll" / "models")
+        data = Path(environment.get("XDG_DATA_HOME") or home / ".local" / "share")
+        return Settings(
+            state_dir=state / "plimsoll",
+            store_dir=cache / "plimsoll" / "models",
+            engines_dir=data / "plimsoll" / "engines",
+        )

@@ -18,6 +18,7 @@ from typing import IO, Protocol
 
 from plimsoll.app import running as looking
 from plimsoll.app.chat import FirstAnswer, first_answer
+from plimsoll.app.environments import install_engine, missing_orders
 from plimsoll.app.measuring import measure, of_deployment
 from plimsoll.app.planning import make_plan, refuse_unfit
 from plimsoll.app.running import RunningDeployment
@@ -26,6 +27,7 @@ from plimsoll.app.settings import Settings
 from plimsoll.app.target import Overrides, deployment_name, spec_of
 from plimsoll.app.weights import fetch_weights, local_weights
 from plimsoll.bench.measure import Level
+from plimsoll.engines.builds import Order
 from plimsoll.errors import LaunchError
 from plimsoll.launch.logs import last_words, new_log, read_lines
 from plimsoll.launch.state import DeploymentRow, State
@@ -49,6 +51,8 @@ class UpRequest:
     detach: bool = False
     dry_run: bool = False
     yes: bool = True
+    install: bool | None = True
+    """Whether engines that are missing are installed; None: after asking."""
 
 
 class UpReport(Protocol):
@@ -60,6 +64,12 @@ class UpReport(Protocol):
     def confirm(self, question: str) -> bool:
         """Whether to go on."""
         ...
+
+    def installing(self, order: Order) -> None:
+        """An engine is being installed."""
+
+    def installer_said(self, line: str) -> None:
+        """One line of the installer."""
 
     def fetching(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
         """Weights are arriving."""
@@ -101,7 +111,11 @@ def bring_up(request: UpRequest, settings: Settings, report: UpReport) -> None:
     refuse_unfit(plan)
     if request.dry_run:
         return
-    _check_installed(plan)
+    if _install_missing(plan, settings, report, install=request.install):
+        # The build for this machine may be of another version than was planned with.
+        plan = make_plan(spec, settings)
+        report.planned(plan)
+        refuse_unfit(plan)
     _check_port(spec)
     plan = _with_weights(plan, settings, report, yes=request.yes)
     with _service(name, spec, plan, settings, report, detach=request.detach) as service:
@@ -225,14 +239,20 @@ def _served(replica: Replica) -> str:
     return replica.candidate.deployment.name
 
 
-def _check_installed(plan: Plan) -> None:
-    for replica in plan.replicas:
-        engine = replica.candidate.engine
-        if not engine.installed:
+def _install_missing(plan: Plan, settings: Settings, report: UpReport, *, install: bool | None) -> bool:
+    """Install the engines that the plan needs and this machine lacks, after asking; whether there were any."""
+    orders = missing_orders(plan)
+    for order in orders:
+        what = f"{order.build.engine} {order.version}"
+        agreed = report.confirm(f"{what} is not installed here. Install it?") if install is None else install
+        if not agreed:
             raise LaunchError(
-                f"{replica.name} needs {engine.name} {engine.version}, which is not installed here",
-                hint="install it, or name another engine; `plimsoll render` shows what it would be started with",
+                f"not started: {what} is not installed here",
+                hint=f"--yes installs it, and so does `plimsoll engines install {order.build.engine}`",
             )
+        report.installing(order)
+        install_engine(order, settings, report.installer_said)
+    return bool(orders)
 
 
 def _check_port(spec: Spec) -> None:

