@@ -118,7 +118,8 @@ def bring_up(request: UpRequest, settings: Settings, report: UpReport) -> None:
         refuse_unfit(plan)
     _check_port(spec)
     plan = _with_weights(plan, settings, report, yes=request.yes)
-    with _service(name, spec, plan, settings, report, detach=request.detach) as service:
+    report.starting(plan.replicas, state_dir=settings.state_dir)
+    with start_service(name, spec, plan, settings, detach=request.detach) as service:
         began = time.monotonic()
         running = service.wait_ready()
         report.ready(running, start_s=time.monotonic() - began)
@@ -135,8 +136,8 @@ def bring_up(request: UpRequest, settings: Settings, report: UpReport) -> None:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Service:
-    """The service process as `up` sees it."""
+class Service:
+    """The service process as the one who started it sees it."""
 
     deployment: str
     process: subprocess.Popen[bytes]
@@ -189,9 +190,7 @@ class _Service:
 
 
 @contextmanager
-def _service(
-    name: str, spec: Spec, plan: Plan, settings: Settings, report: UpReport, *, detach: bool
-) -> Iterator[_Service]:
+def start_service(name: str, spec: Spec, plan: Plan, settings: Settings, *, detach: bool) -> Iterator[Service]:
     """Start the service process; stop it on the way out unless it is to stay (detached, and no error)."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -204,7 +203,6 @@ def _service(
     log_path = new_log(
         settings.state_dir / "logs", deployment=deployment, replica="service", process="service", keep=10
     )
-    report.starting(plan.replicas, state_dir=settings.state_dir)
     reading, writing = os.pipe()
     argv = [sys.executable, "-m", "plimsoll.app.service", "--state", str(settings.state_dir), "--id", deployment]
     with log_path.open("ab") as log:
@@ -219,7 +217,7 @@ def _service(
         )
     os.close(writing)
     with os.fdopen(reading) as line:
-        service = _Service(deployment=deployment, process=process, report=line, log_path=log_path, settings=settings)
+        service = Service(deployment=deployment, process=process, report=line, log_path=log_path, settings=settings)
         stays = False
         try:
             yield service
