@@ -8,20 +8,12 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from plimsoll.engines.openai_http import ApiError
+
 WORDS = ("This", " is", " a", " fake", " answer", ".")
 NATURAL_TOKENS = 18
 """Length of an answer that nothing cuts short."""
 EMBEDDING_WIDTH = 8
-
-
-class ApiError(Exception):
-    """A request that cannot be served, as OpenAI words it."""
-
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        kind = {404: "not_found_error", 500: "server_error"}.get(status, "invalid_request_error")
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

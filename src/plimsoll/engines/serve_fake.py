@@ -11,34 +11,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Literal
 
-import httptools
-
 from plimsoll.engines import fake_answers
-from plimsoll.engines.fake_answers import ApiError, Ask
+from plimsoll.engines.fake_answers import Ask
+from plimsoll.engines.openai_http import STREAM_END, STREAM_HEAD, ApiError, Connection, read_body
 
 TAG = "fake-engine"
 """Every line of the log starts with it."""
 VERSION = "1.0"
-MAX_BODY_BYTES = 64 << 20
-QUIET = frozenset({"/health", "/metrics"})
-"""Routes that leave no line in the log."""
-REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 500: "Internal Server Error"}
-STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
-    b"transfer-encoding: chunked\r\n\r\n"
-)
 WORKER = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.pause()"
 """A worker that only SIGKILL ends, as one that hangs in a collective."""
 
@@ -150,84 +139,19 @@ class Engine:
         return "".join(f"fake_{name} {value:g}\n" for name, value in values.items())
 
 
-class Connection(asyncio.Protocol):
-    """One client: HTTP/1.1, requests answered one after the other; when it leaves, its request is cancelled."""
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+
+
+class FakeConnection(Connection):
+    """One client of the fake engine."""
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__()
         self.engine = engine
-        self.loop = asyncio.get_running_loop()
-        self.parser = httptools.HttpRequestParser(self)
-        self.queue: deque[tuple[str, str, bytes, bool]] = deque()
-        self.task: asyncio.Task[None] | None = None
-        self.url = b""
-        self.body = bytearray()
 
-    # What asyncio calls.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep where to write."""
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError("a stream transport is needed")
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Parse; what is not HTTP gets a 400 and the door."""
-        try:
-            self.parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.send_json(400, ApiError(400, f"not HTTP: {error}").body)
-            self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Give the slot back."""
-        self.queue.clear()
-        if self.task is not None:
-            self.task.cancel()
-
-    # What the parser calls.
-
-    def on_message_begin(self) -> None:
-        """Start afresh."""
-        self.url = b""
-        self.body.clear()
-
-    def on_url(self, url: bytes) -> None:
-        """May come in pieces."""
-        self.url += url
-
-    def on_body(self, body: bytes) -> None:
-        """May come in pieces."""
-        if len(self.body) + len(body) > MAX_BODY_BYTES:
-            raise httptools.HttpParserError("body too large")
-        self.body += body
-
-    def on_message_complete(self) -> None:
-        """Answer it, or let it wait for the one before."""
-        path = self.url.partition(b"?")[0].decode("latin-1")
-        method = self.parser.get_method().decode()
-        self.queue.append((method, path, bytes(self.body), self.parser.should_keep_alive()))
-        if self.task is None:
-            self.task = self.loop.create_task(self.work())
-
-    # Answers.
-
-    async def work(self) -> None:
-        """Answer what is queued, in order."""
-        while self.queue:
-            method, path, body, keep = self.queue.popleft()
-            began = self.loop.time()
-            status = 499
-            try:
-                status = await self.route(method, path, body)
-            except ApiError as refusal:
-                status = refusal.status
-                self.send_json(status, refusal.body)
-            finally:
-                if path not in QUIET:
-                    log(f"request {method} {path} status={status} s={self.loop.time() - began:.3f}")
-            if not keep:
-                self.transport.close()
-        self.task = None
+    def note(self, line: str) -> None:
+        """To stdout."""
+        log(line)
 
     async def route(self, method: str, path: str, raw: bytes) -> int:
         """Answer one request; returns the status."""
@@ -237,21 +161,8 @@ class Connection(asyncio.Protocol):
             card = {"id": self.engine.name, "object": "model", "created": 0, "owned_by": TAG}
             card["max_model_len"] = self.engine.settings.context_tokens
             return self.send_json(200, {"status": "ok"} if path == "/health" else {"object": "list", "data": [card]})
-        if path not in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
-            raise ApiError(404, f"no route {method} {path}")
-        if method != "POST":
-            raise ApiError(405, f"{path} takes POST")
-        try:
-            body = json.loads(raw)
-        except ValueError as error:
-            raise ApiError(400, f"the body is not JSON: {error}") from error
-        if not isinstance(body, dict):
-            raise ApiError(400, "the body must be a JSON object")
-        model = body.get("model")
-        if not isinstance(model, str):
-            raise ApiError(400, "'model' is missing", param="model")
-        if model not in (self.engine.settings.model, self.engine.name):
-            raise ApiError(404, f"The model `{model}` does not exist.", param="model", code="model_not_found")
+        models = (self.engine.settings.model, self.engine.name)
+        body = read_body(method, path, raw, routes=ROUTES, models=models)
         await self.engine.admit()
         if path == "/v1/embeddings":
             return self.send_json(200, {**fake_answers.embeddings(body), "model": self.engine.name})
@@ -286,22 +197,7 @@ class Connection(asyncio.Protocol):
         self.event(fake_answers.event(ask, frame, None))
         if ask.include_usage:
             self.event(fake_answers.usage_event(ask, frame))
-        self.transport.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
-
-    def event(self, value: dict[str, Any]) -> None:
-        """One event as one chunk."""
-        data = b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
-        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-
-    def send_json(self, status: int, value: dict[str, Any]) -> int:
-        """A JSON answer."""
-        return self.send(status, json.dumps(value, separators=(",", ":")).encode(), "application/json")
-
-    def send(self, status: int, data: bytes, content_type: str) -> int:
-        """A whole answer of known length."""
-        head = f"HTTP/1.1 {status} {REASONS[status]}\r\ncontent-type: {content_type}\r\ncontent-length: {len(data)}\r\n"
-        self.transport.write(head.encode() + b"\r\n" + data)
-        return status
+        self.transport.write(STREAM_END)
 
 
 def log(line: str) -> None:
@@ -337,7 +233,7 @@ async def serve(settings: Settings) -> None:
     engine = Engine(settings, asyncio.Semaphore(settings.slots), workers)
     loop = asyncio.get_running_loop()
     try:
-        server = await loop.create_server(lambda: Connection(engine), settings.host, settings.port, backlog=1024)
+        server = await loop.create_server(lambda: FakeConnection(engine), settings.host, settings.port, backlog=1024)
     except OSError as error:
         log(f"error: cannot listen on {settings.host}:{settings.port}: {error.strerror}")
         sys.exit(1)
