@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
 
 from plimsoll.app.environments import known_engines
 from plimsoll.app.settings import Settings
@@ -13,13 +14,16 @@ from plimsoll.discover.engines import reference_engines
 from plimsoll.discover.machine import this_machine
 from plimsoll.discover.models import find_model
 from plimsoll.errors import PlanError, SpecError
+from plimsoll.facts.catalogue import model, offers
 from plimsoll.facts.engine import EngineFacts
 from plimsoll.facts.hardware import Host
 from plimsoll.facts.model import ModelFacts
 from plimsoll.facts.words import parse_hosts
+from plimsoll.plan.rank import Goal
 from plimsoll.plan.rules import check
 from plimsoll.plan.solve import solve
-from plimsoll.plan.types import Plan
+from plimsoll.plan.speed import missed, predict_for
+from plimsoll.plan.types import Candidate, Plan, Replica, Speed
 from plimsoll.spec.deployment import Deployment, Spec
 from plimsoll.units import format_bytes
 
@@ -47,10 +51,58 @@ def gather_facts(spec: Spec, settings: Settings, *, on: str | None = None) -> Fa
     )
 
 
-def make_plan(spec: Spec, settings: Settings, *, on: str | None = None) -> Plan:
-    """The plan for `gather_facts`. It may not fit: `Plan.fits` says. PlanError where no engine can load a model."""
+def make_plan(spec: Spec, settings: Settings, *, on: str | None = None, goal: Goal = "balanced") -> Plan:
+    """The plan for `gather_facts`, with how fast it will be. It may not fit: `Plan.fits` says.
+
+    With a `goal` of throughput or latency, predicted speed decides among the ways that fit. PlanError where no engine
+    can load a model.
+    """
     facts = gather_facts(spec, settings, on=on)
-    return solve(spec, facts.models, facts.hosts, facts.engines, rules=check)
+    plan = solve(
+        spec,
+        facts.models,
+        facts.hosts,
+        facts.engines,
+        goal=goal,
+        rules=check,
+        predict=_predict if goal in ("throughput", "latency") else None,
+        alternatives={one.name: _alternatives(one) for one in spec.models},
+    )
+    replicas = tuple(_with_speeds(_of_its_model(replica)) for replica in plan.replicas)
+    notes = tuple(
+        f"{replica.name}: {sentence}"
+        for replica in replicas
+        for speed in replica.speeds[:1]
+        for sentence in missed(speed, replica.candidate.deployment.slo)
+    )
+    return replace(plan, replicas=replicas, notes=(*plan.notes, *notes))
+
+
+def _predict(candidate: Candidate) -> Speed:
+    return predict_for(candidate)[0]
+
+
+def _with_speeds(replica: Replica) -> Replica:
+    candidate = replica.candidate
+    if candidate.engine.fake or not replica.ledger.fits or candidate.model.task not in ("chat", "completion"):
+        return replica
+    return replace(replica, speeds=predict_for(candidate, ledger=replica.ledger))
+
+
+def _of_its_model(replica: Replica) -> Replica:
+    """Where another quantization was taken, the deployment names it: what was planned is what is fetched."""
+    candidate, chosen = replica.candidate, replica.candidate.model.id
+    if chosen not in offers(candidate.deployment.model):
+        return replica
+    deployment = candidate.deployment.model_copy(update={"model": chosen})
+    return replace(replica, candidate=replace(candidate, deployment=deployment))
+
+
+def _alternatives(deployment: Deployment) -> tuple[ModelFacts, ...]:
+    """The same model in the quantizations that the catalogue offers, unless the spec states one."""
+    if deployment.quantization or Path(deployment.model).exists():
+        return ()
+    return tuple(model(name) for name in offers(deployment.model))
 
 
 def refuse_unfit(plan: Plan) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from plimsoll.plan.ledger import DeviceLedger
-from plimsoll.plan.types import Finding, Plan, Replica
+from plimsoll.plan.types import Finding, Plan, Range, Replica
 from plimsoll.units import format_bytes
 
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "bright_black", "red", "white")
@@ -22,6 +22,8 @@ def draw_plan(console: Console, plan: Plan) -> None:
         for device in _distinct(replica.ledger.devices):
             print_lines(console, _ledger_lines(device))
             console.print(_bar(device))
+        for line in _speed_lines(replica):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         for note in replica.ledger.notes:
             console.print(f"  note: {note}", markup=False, highlight=False, soft_wrap=True)
     draw_findings(console, plan.findings)
@@ -84,6 +86,32 @@ def _headline(replica: Replica) -> Text:
         f"  engine   {candidate.engine.name} {candidate.engine.version} on {devices}\n"
         f"  serves   {_capacity(replica)}",
     )
+
+
+def _speed_lines(replica: Replica) -> list[str]:
+    """Predicted speed, as 80 % intervals around what is expected."""
+    rows = [
+        (
+            str(speed.concurrency),
+            _range(speed.tokens_per_s, 1.0),
+            _range(speed.ttft_s, 1e3),
+            _range(speed.tpot_s, 1e3),
+            f"{speed.prompt_tokens} in, {speed.output_tokens} out",
+        )
+        for speed in sorted(replica.speeds, key=lambda speed: speed.concurrency)
+    ]
+    head = ("at once", "tokens/s in all", "TTFT ms", "TPOT ms", "predicted, 8 of 10 within")
+    return lines_of(head, rows, indent="  ") if rows else []
+
+
+def _range(value: Range, scale: float) -> str:
+    expected, low, high = (_figure(one * scale) for one in (value.expected, value.low, value.high))
+    return f"{expected} ({low} to {high})"
+
+
+def _figure(value: float) -> str:
+    """Three digits, never as a power of ten: no prediction is better than that."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _capacity(replica: Replica) -> str:

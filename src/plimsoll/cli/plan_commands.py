@@ -20,6 +20,8 @@ from plimsoll.cli import options
 from plimsoll.cli.draw import draw_plan
 from plimsoll.engines.render.forms import Form
 from plimsoll.errors import PlanError
+from plimsoll.plan.explain import explain as explain_plan
+from plimsoll.plan.rank import Goal
 from plimsoll.spec.schema import spec_schema
 
 
@@ -36,14 +38,18 @@ def plan(
     context: options.Context = None,
     concurrency: options.Concurrency = None,
     on: options.On = None,
+    goal: Annotated[Goal, typer.Option("--for", help="What to prefer among the ways that fit.")] = "balanced",
+    explain: Annotated[bool, typer.Option("--explain", help="Print the sums, formula by formula.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Say whether it fits, with what left over, and what would break. Starts nothing."""
     settings = Settings.resolve(os.environ)
     spec = spec_of(target, Overrides(engine=engine, context=context, concurrency=concurrency))
-    made = make_plan(spec, settings, on=on)
+    made = make_plan(spec, settings, on=on, goal=goal)
     if as_json:
         print(plan_to_json(made))
+    elif explain:
+        print("\n".join(explain_plan(made)))
     else:
         draw_plan(Console(highlight=False), made)
     if not made.fits:
