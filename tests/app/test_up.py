@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -159,3 +160,14 @@ def test_render_is_what_up_starts(shell: Shell, fake_spec: FakeSpec) -> None:
 def test_dry_run_starts_nothing(shell: Shell, fake_spec: FakeSpec) -> None:
     assert "demo" in shell.ok("up", fake_spec(), "--dry-run")
     assert shell.json("ps") == []
+
+
+def test_an_engine_that_hangs_behind_a_healthy_route_is_started_anew(shell: Shell, fake_spec: FakeSpec) -> None:
+    # The readiness probe and `up`'s own first request are the first two.
+    shell.ok("up", fake_spec("--hang-after", "2"), "--detach", "--no-bench")
+    one, before = shell.only(), _engine_pid(shell)
+
+    with contextlib.suppress(httpx.HTTPError):
+        _stream(one["address"], max_tokens=4)
+
+    _wait(lambda: shell.only()["replicas"][0]["state"] == "ready" and _engine_pid(shell) != before, seconds=20)
