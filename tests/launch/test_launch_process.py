@@ -19,6 +19,7 @@ import pytest
 from plimsoll.engines.protocol import Process
 from plimsoll.errors import LaunchError
 from plimsoll.launch.ending import Ending, OomWatch, ending_of
+from plimsoll.launch.files import write_files
 from plimsoll.launch.identity import identity_of
 from plimsoll.launch.logs import LogWatch, last_words, new_log, put_aside, read_lines, run_logs
 from plimsoll.launch.process import (
@@ -31,7 +32,6 @@ from plimsoll.launch.process import (
     port_is_free,
     spawn,
     wait_for_end,
-    write_files,
 )
 
 PLACE = "d@/nowhere"
@@ -145,8 +145,12 @@ def test_free_ports() -> None:
 def test_the_digest_tells_what_a_process_is_started_with() -> None:
     one = Process(name="a", argv=("x", "y z"), env={"A": "1", "B": "2"})
     assert digest_of([one]) == digest_of([Process(name="a", argv=("x", "y z"), env={"B": "2", "A": "1"})])
-    others = [Process(name="a", argv=("x", "y", "z"), env=one.env), Process(name="a", argv=one.argv)]
-    assert len({digest_of([one]), *(digest_of([other]) for other in others)}) == 3
+    others = [
+        Process(name="a", argv=("x", "y", "z"), env=one.env),
+        Process(name="a", argv=one.argv),
+        Process(name="a", argv=one.argv, env=one.env, once_up=(("z",),)),
+    ]
+    assert len({digest_of([one]), *(digest_of([other]) for other in others)}) == 4
 
 
 def test_files_are_written_once(tmp_path: Path) -> None:
@@ -156,6 +160,9 @@ def test_files_are_written_once(tmp_path: Path) -> None:
     before = path.stat().st_mtime_ns
     write_files({str(path): "{}"})
     assert (path.read_text(), path.stat().st_mtime_ns) == ("{}", before)
+    path.chmod(0o644)
+    write_files({str(path): "{}"})
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("{}", 0o640), "for owner and group alone"
     with pytest.raises(LaunchError, match="cannot write"):
         write_files({str(path / "below"): ""})
 

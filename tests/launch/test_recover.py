@@ -20,6 +20,7 @@ from launch_kit import ENGINE, QUICK, make_replica, running_fleet, until, view
 from test_fleet import in_loop
 
 from plimsoll.errors import LaunchError
+from plimsoll.launch.files import directory_of
 from plimsoll.launch.identity import identity_of
 from plimsoll.launch.process import marked, place_of
 from plimsoll.launch.recover import left_behind, list_running, stop_all
@@ -70,7 +71,9 @@ def test_the_truth_about_a_killed_plimsoll_and_down(tmp_path: Path) -> None:
         (running,) = list_running(state)
         assert (running.truth, running.replicas[0].alive) == ("orphaned", ()), "its deaf worker lives on"
         assert running.replicas[0].last[0].pid == head
+        assert directory_of(tmp_path, "d", "tiny-0").is_dir()
         stop_all(state, "d", grace_s=0.2)
+        assert not directory_of(tmp_path, "d").exists()
         assert list_running(state) == ()
         assert state.processes("d", running=True) == ()
         assert not marked(place_of(tmp_path, "d"))

@@ -9,5 +9,5 @@ run          one run of one process, its log and how it ended
 process      sessions, pidfds, marks in the environment; ending everything that was begotten
 recover      what runs as the operating system sees it; stopping it from another process
 state        the SQLite file
-identity, ending, logs, observe, probe, vitals: one question each
+identity, ending, files, logs, observe, probe, vitals: one question each
 """

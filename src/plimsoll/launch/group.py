@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,13 +17,14 @@ from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
-from plimsoll.engines.protocol import Ports, Process, Ready
+from plimsoll.engines.protocol import Ports, Process
 from plimsoll.errors import LaunchError
 from plimsoll.launch.ending import Ending
+from plimsoll.launch.files import directory_of, make_directory, write_files
 from plimsoll.launch.identity import Identity
 from plimsoll.launch.logs import last_words, new_log, read_lines
 from plimsoll.launch.probe import ask
-from plimsoll.launch.process import Target, digest_of, end, place_of, port_is_free, write_files
+from plimsoll.launch.process import Target, digest_of, end, place_of, port_is_free
 from plimsoll.launch.run import Run, adopt_run, plan_run, run_to_end, start_run
 from plimsoll.launch.state import ProcessRow, State
 from plimsoll.launch.transition import Failure, Policy
@@ -60,11 +62,30 @@ class Surroundings:
     host: str
     diagnose: Diagnose
     traffic: Callable[[str], Traffic | None]
+    addresses: tuple[str, ...] = ()
+    """Of the hosts, this one's first; empty where there is no other."""
+    interface: str | None = None
+    """Of this host, to the others."""
 
     @property
     def place(self) -> str:
         """What all processes are marked with."""
         return place_of(self.state.directory, self.deployment)
+
+    def ports(self, replica: str, numbers: Sequence[int]) -> Ports:
+        """What a replica may use: of `numbers` the first to serve on, and its directory, which need not be there."""
+        return Ports(
+            host=self.host,
+            serve=numbers[0],
+            extra=tuple(numbers[1:]),
+            addresses=self.addresses,
+            interface=self.interface,
+            directory=str(self.directory(replica)),
+        )
+
+    def directory(self, replica: str) -> Path:
+        """Where the files of a replica go."""
+        return directory_of(self.state.directory, self.deployment, replica)
 
     def note(self, write: Callable[[], None]) -> None:
         """Write to the state file; engines that run are not given up because the disk is full."""
@@ -108,6 +129,12 @@ class Group:
         return next((run for run in self.runs if run.process.port == self.ports.serve), self.runs[-1])
 
     @property
+    def served_name(self) -> str | None:
+        """The name that requests must carry, where it is not the deployment's."""
+        serving = (process for process in self.processes if process.port == self.ports.serve)
+        return next((process.served_name for process in serving), None)
+
+    @property
     def roots(self) -> tuple[Identity, ...]:
         """The processes that we started, without what they begot."""
         return tuple(run.identity for run in self.runs)
@@ -129,21 +156,28 @@ class Group:
         """Why the group is down: `run` ended."""
         who = "the engine" if len(self.processes) == 1 else f"its process {run.process.name}"
         # Who was killed from outside could not say why: what its log complains of is something else.
-        failure = self.failure(run, f"{who} {ending.words}", hint=ending.hint, known=ending.killed)
-        port = run.process.port
-        taken = port is not None and not port_is_free(port, host=self.around.host)
-        return DownError(failure, port_taken=taken and any(_NO_PORT.search(line) for line in failure.log))
+        failure = self.failure(run.log, f"{who} {ending.words}", hint=ending.hint, known=ending.killed)
+        said = any(_NO_PORT.search(line) for line in failure.log)
+        return DownError(failure, port_taken=said and self._lacks_port(run.process))
 
-    def failure(self, run: Run, words: str, *, hint: str | None = None, known: bool = False) -> Failure:
+    def _lacks_port(self, process: Process) -> bool:
+        """Whether another program listens on a port that `process` may want; to be asked when it has ended."""
+        others = {
+            port for each in self.processes if each is not process for port in (each.port, each.ready.health_port)
+        }
+        mine = {self.ports.serve, *self.ports.extra} - others
+        return not all(port_is_free(port, host=self.around.host) for port in mine)
+
+    def failure(self, log: Path, words: str, *, hint: str | None = None, known: bool = False) -> Failure:
         """A failure in these words; unless the cause is `known`, with what the engine's log says of it."""
-        lines = read_lines(run.log)
+        lines = read_lines(log)
         said = last_words(lines)
         diagnosis = None if known else self.around.diagnose(lines)
         if diagnosis is not None:
             words, hint = f"{diagnosis[0]} ({words})", diagnosis[1]
         elif said and not known:
             words = f"{words}; its log ends: {said[-1][:200]}"
-        return Failure(cause=words, hint=hint, log=said, log_path=str(run.log))
+        return Failure(cause=words, hint=hint, log=said, log_path=str(log))
 
     # Coming up.
 
@@ -151,6 +185,7 @@ class Group:
         """Start all processes, each after those that it waits for, until all are ready; DownError, LaunchError."""
         if away := [process.name for process in self.processes if process.node]:
             raise LaunchError(f"{self.name}: {', '.join(away)} belongs on another host; only this one is used")
+        make_directory(self.around.directory(self.name))
         waiting = list(self.processes)
         while waiting:
             up = {run.process.name for run in self.runs}
@@ -189,8 +224,7 @@ class Group:
         # The record comes first: were we killed between the two, the mark in the process leads back to it.
         around.note(lambda: around.state.save_process(row))
         self.targets.append(Target(run=row.run))
-        for argv in process.setup:
-            await run_to_end(argv, process, row, place=around.place)
+        await self._carry_out(process.setup, process, row)
         try:
             run = start_run(process, row, place=around.place)
         except LaunchError as error:
@@ -200,6 +234,14 @@ class Group:
         around.note(lambda: around.state.save_process(run.row))
         self._enter(run)
         return run
+
+    async def _carry_out(self, commands: Sequence[tuple[str, ...]], process: Process, row: ProcessRow) -> None:
+        """Run a process's own commands, one after the other; DownError with what it said for one that fails."""
+        for argv in commands:
+            code = await run_to_end(argv, process, row, place=self.around.place)
+            if code != 0:
+                words = f"{shlex.join(argv)} ended with exit code {code}"
+                raise DownError(self.failure(Path(row.log_path), words))
 
     def _log(self, process: Process) -> Path:
         around = self.around
@@ -238,9 +280,7 @@ class Group:
 
     async def _ready(self, run: Run, *, patience_s: float = inf) -> None:
         ready = run.process.ready
-        if ready.health_path is None or run.process.port is None:
-            return
-        answering = asyncio.ensure_future(self._answers(run, ready))
+        answering = asyncio.ensure_future(self._answers(run))
         lifeless = asyncio.ensure_future(self._shows_no_life(run, min(patience_s, ready.timeout_s)))
         try:
             await asyncio.wait([answering, lifeless], return_when=asyncio.FIRST_COMPLETED)
@@ -248,21 +288,17 @@ class Group:
         finally:
             await _drop(answering, lifeless)
 
-    async def _answers(self, run: Run, ready: Ready) -> None:
-        """Until the health route says 200 and then a request is answered."""
-        host, port = self.around.host, run.process.port or 0
-        began = time.monotonic()
-        refusals = 0
-        while True:
-            # A start of half a second must not wait for us, one of ten minutes need not be asked so often.
-            await asyncio.sleep(min(0.25, 0.02 + (time.monotonic() - began) / 20))
-            health = await ask(host, port, ready.health_path or "/", timeout_s=self.around.policy.health_timeout_s)
-            if health.outcome != "answered":
-                continue
-            if ready.probe_path is None:
-                return
+    async def _answers(self, run: Run) -> None:
+        """Until the health route says 200, what is to be done then is done, and a request is answered."""
+        process, began = run.process, time.monotonic()
+        await self._healthy(run, began)
+        if run.popen is not None:
+            # One that was adopted has had it.
+            await self._carry_out(process.once_up, process, run.row)
+        ready, port, refusals = process.ready, process.port, 0
+        while ready.probe_path is not None and port is not None:
             # No limit of time: some engines load the model now. `_shows_no_life` watches meanwhile.
-            probe = await ask(host, port, ready.probe_path, body=ready.probe_body, timeout_s=None)
+            probe = await ask(self.around.host, port, ready.probe_path, body=ready.probe_body, timeout_s=None)
             if probe.outcome == "answered":
                 return
             if probe.status and probe.status not in (429, 503):
@@ -270,7 +306,18 @@ class Group:
             if refusals >= _REFUSALS:
                 said = probe.body.decode(errors="replace")[:300]
                 words = f"its health route says that it is up, but {ready.probe_path} answers {probe.status}: {said}"
-                raise DownError(self.failure(run, words))
+                raise DownError(self.failure(run.log, words))
+            await self._healthy(run, began)
+
+    async def _healthy(self, run: Run, began: float) -> None:
+        """Until the health route says 200; at once where there is none."""
+        path, port = run.process.ready.health_path, run.health_port
+        while path is not None and port is not None:
+            # A start of half a second must not wait for us, one of ten minutes need not be asked so often.
+            await asyncio.sleep(min(0.25, 0.02 + (time.monotonic() - began) / 20))
+            health = await ask(self.around.host, port, path, timeout_s=self.around.policy.health_timeout_s)
+            if health.outcome == "answered":
+                return
 
     async def _shows_no_life(self, run: Run, patience_s: float) -> None:
         """DownError when nothing moves for `patience_s`: no line in a log, no processor time, no I/O."""
@@ -287,9 +334,9 @@ class Group:
             before = look
             if now - alive >= patience_s:
                 words = f"it hangs while starting: no log line, processor time or I/O for {now - alive:.0f} s"
-                raise DownError(self.failure(run, words))
+                raise DownError(self.failure(run.log, words))
             if now - began >= self.around.policy.start_limit_s:
-                raise DownError(self.failure(run, f"it was not ready within {now - began:.0f} s"))
+                raise DownError(self.failure(run.log, f"it was not ready within {now - began:.0f} s"))
 
     async def look(self) -> Vitals:
         """The vitals of all processes now."""

@@ -13,6 +13,7 @@ _ENTRIES: dict[Quantity, str] = {
     "output_bytes": "output",
     "graphs_bytes": "graphs",
     "activations_bytes": "activations",
+    "non_torch_bytes": "overhead",
 }
 """Quantity to the ledger's entries of that name."""
 
@@ -27,6 +28,8 @@ def planned(replica: Replica, quantity: Quantity) -> float | None:
             return ledger.kv_tokens or None
         case "kv_blocks":
             return ledger.kv_blocks
+        case "max_concurrency":
+            return ledger.max_concurrency or None
         case "context_tokens":
             return candidate.context_tokens
         case "sequences":

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from plimsoll.engines.protocol import Engine, Ports
+from plimsoll.engines.protocol import Engine
 from plimsoll.errors import LaunchError
+from plimsoll.launch.files import remove_directory
 from plimsoll.launch.group import DownError, Group, Surroundings
 from plimsoll.launch.logs import read_lines
 from plimsoll.launch.observe import observations
@@ -34,7 +35,7 @@ from plimsoll.launch.watch import Watch
 from plimsoll.plan.types import Replica
 
 EXTRA_PORTS = 8
-"""What an engine may want besides the one that serves."""
+"""Besides the one that serves; FastChat takes the most of them, three."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,8 @@ class ReplicaView:
     name: str
     model: str
     """The name that clients use."""
+    served_name: str | None
+    """The name that requests to it must carry, where it is not `model`; None also before it was ever started."""
     engine: str
     phase: Phase
     reason: str
@@ -102,6 +105,7 @@ class Owner:
         return ReplicaView(
             name=self.replica.name,
             model=candidate.deployment.name,
+            served_name=None if group is None else group.served_name,
             engine=candidate.engine.name,
             phase=standing.phase,
             reason=standing.reason,
@@ -142,6 +146,8 @@ class Owner:
                     self.post(Gone())
                 case Wait(seconds=seconds):
                     self._work_on(self._wait(self.standing.attempt, seconds))
+        if self.standing.phase == "stopped":
+            remove_directory(self._around.directory(self.replica.name))
         if self.standing.phase in ("ready", "failed", "stopped"):
             self.settled.set()
         else:
@@ -195,10 +201,10 @@ class Owner:
         rows, self._inherited = self._inherited, ()
         first = not self.standing.was_ready
         if rows:
-            ports = Ports(host=self._around.host, serve=rows[0].ports[0], extra=rows[0].ports[1:])
+            ports = self._around.ports(self.replica.name, rows[0].ports)
         else:
             numbers = free_ports(1 + EXTRA_PORTS, host=self._around.host, avoid=self._taken)
-            ports = Ports(host=self._around.host, serve=numbers[0], extra=numbers[1:])
+            ports = self._around.ports(self.replica.name, numbers)
             if self._group is not None:
                 self._taken.difference_update((self._group.ports.serve, *self._group.ports.extra))
         self._taken.update((ports.serve, *ports.extra))

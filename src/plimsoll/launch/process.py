@@ -61,26 +61,22 @@ def port_is_free(port: int, *, host: str = "127.0.0.1") -> bool:
     return True
 
 
+def interface_of(address: str) -> str | None:
+    """The network interface of this host that has `address`; None where none has."""
+    for name, found in psutil.net_if_addrs().items():
+        if any(each.address == address for each in found):
+            return name
+    return None
+
+
 def digest_of(processes: Sequence[Process]) -> str:
     """What all of them are started with, in short; equal digests mean the same commands, files and environment."""
     parts = [
-        (item.name, item.argv, sorted(item.env.items()), sorted(item.files.items()), item.cwd, item.setup, item.node)
+        (item.name, item.argv, sorted(item.env.items()), sorted(item.files.items()), item.cwd, item.setup, item.once_up,
+         item.node)
         for item in processes
-    ]
+    ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-
-
-def write_files(files: Mapping[str, str]) -> None:
-    """Write what a process reads at its start; a file that holds the text already is left alone."""
-    for name, text in files.items():
-        path = Path(name)
-        try:
-            if path.is_file() and path.read_text() == text:
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        except OSError as error:
-            raise LaunchError(f"cannot write {path}: {error.strerror}", source=str(path)) from error
 
 
 def place_of(directory: Path, deployment: str) -> str:

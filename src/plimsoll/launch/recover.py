@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plimsoll.errors import LaunchError
+from plimsoll.launch.files import directory_of, remove_directory
 from plimsoll.launch.identity import Identity
 from plimsoll.launch.process import Target, end, marked, place_of, send_signal
 from plimsoll.launch.state import DeploymentRow, ProcessRow, State
@@ -72,6 +73,7 @@ def stop_all(state: State, deployment: str, *, wait_s: float = 15.0, grace_s: fl
         state.end_process(each.run, cause="ended by `plimsoll down`: its plimsoll had died")
     for replica in state.replicas(deployment):
         state.set_replica(deployment, replica.name, state="stopped", reason="")
+    remove_directory(directory_of(state.directory, deployment))
     state.set_deployment(deployment, "stopped")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import subprocess
 import time
@@ -44,6 +43,11 @@ class Run:
     def log(self) -> Path:
         """Where its outputs go."""
         return Path(self.row.log_path)
+
+    @property
+    def health_port(self) -> int | None:
+        """Where its health route answers; None where nothing does."""
+        return self.process.ready.health_port or self.process.port
 
     async def _end(self) -> Ending:
         code = await wait_for_end(self.identity, self.popen)
@@ -91,15 +95,13 @@ def _run(
     return Run(process=process, row=row, identity=identity, watch=watch, popen=popen, oom=oom)
 
 
-async def run_to_end(argv: tuple[str, ...], process: Process, row: ProcessRow, *, place: str) -> None:
-    """Run one of a process's setup commands; LaunchError unless it ends with 0. Its output goes to the same log."""
+async def run_to_end(argv: tuple[str, ...], process: Process, row: ProcessRow, *, place: str) -> int | None:
+    """Run one of a process's own commands; its return code. Its output goes to the same log."""
     popen = spawn(argv, mark=f"{row.run} {place}", log=Path(row.log_path), env=process.env, cwd=process.cwd)
     identity = identity_of(popen.pid) or Identity(pid=popen.pid, birth="")
     try:
-        code = await wait_for_end(identity, popen)
+        return await wait_for_end(identity, popen)
     except asyncio.CancelledError:
         popen.kill()
         popen.wait()
         raise
-    if code != 0:
-        raise LaunchError(f"{os.path.basename(argv[0])} ended with exit code {code}", source=row.log_path)  # noqa: PTH119

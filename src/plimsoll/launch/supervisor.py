@@ -15,12 +15,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from plimsoll.engines.protocol import Engine, Ports
+from plimsoll.engines.protocol import Engine
 from plimsoll.errors import LaunchError
+from plimsoll.launch.files import remove_directory
 from plimsoll.launch.group import Diagnose, Surroundings, Traffic
 from plimsoll.launch.identity import own_identity
 from plimsoll.launch.owner import Owner, ReplicaView
-from plimsoll.launch.process import Target, digest_of, end, marked
+from plimsoll.launch.process import Target, digest_of, end, interface_of, marked
 from plimsoll.launch.state import ProcessRow, State
 from plimsoll.launch.transition import CRASH_GRACE_S, Policy, Start, Stop
 from plimsoll.plan.types import Replica
@@ -32,7 +33,8 @@ _logger = logging.getLogger("plimsoll.launch")
 class Fleet:
     """All replicas of one deployment; lives in one event loop.
 
-    `deployment` is the id of a row that `state` has already. `diagnose` turns an engine's log lines into (cause,
+    `deployment` is the id of a row that `state` has already. `addresses`: of all hosts, this one's first, where engines
+    run on several. `diagnose` turns an engine's log lines into (cause,
     hint). `on_change` is called in the loop with a fresh snapshot after every change of a replica. `traffic` says of
     a replica how many requests it owes and for how long it has been silent: with it an engine that hangs behind a
     healthy health route is caught within 10 s.
@@ -46,6 +48,7 @@ class Fleet:
         replicas: Sequence[tuple[Replica, Engine]],
         policy: Policy | None = None,
         host: str = "127.0.0.1",
+        addresses: Sequence[str] = (),
         diagnose: Diagnose = lambda lines: None,
         on_change: Callable[[Snapshot], None] = lambda snapshot: None,
         traffic: Callable[[str], Traffic | None] = lambda replica: None,
@@ -59,6 +62,8 @@ class Fleet:
             host=host,
             diagnose=diagnose,
             traffic=traffic,
+            addresses=tuple(addresses),
+            interface=interface_of(addresses[0]) if addresses else None,
         )
         self._on_change = on_change
         self._claimed = False
@@ -94,6 +99,8 @@ class Fleet:
             await asyncio.to_thread(end, targets, grace_s=grace_s)
         for row in rest:
             self._state.end_process(row.run, cause="ended at the next start: plimsoll had died")
+        for name in by_replica.keys() - set(adopted):
+            remove_directory(self._around.directory(name))
         for name in adopted:
             self._owners[name].inherit(by_replica[name])
             self._begin(name, inherited=True)
@@ -164,8 +171,7 @@ class Fleet:
         owner = self._owners.get(name)
         if owner is None or not rows[0].ports:
             return False
-        ports = Ports(host=self._around.host, serve=rows[0].ports[0], extra=rows[0].ports[1:])
-        processes = owner.engine.processes(owner.replica, ports)
+        processes = owner.engine.processes(owner.replica, self._around.ports(name, rows[0].ports))
         if {process.name for process in processes} != {row.process for row in rows} or len(processes) != len(rows):
             return False
         digest = digest_of(processes)

@@ -72,7 +72,7 @@ class Watch:
         # Not every second: many an engine writes a line to its log each time.
         self._asked = time.monotonic()
         run = self.group.serving
-        path, port = run.process.ready.health_path, run.process.port
+        path, port = run.process.ready.health_path, run.health_port
         if path is None or port is None:
             return False
         health = await ask(self.group.around.host, port, path, timeout_s=self.policy.health_timeout_s)
@@ -85,7 +85,7 @@ class Watch:
         if port is None or ready.health_path is None:
             return Answer(outcome="answered")
         if ready.probe_path is None:
-            return await ask(host, port, ready.health_path, timeout_s=timeout_s)
+            return await ask(host, run.health_port or port, ready.health_path, timeout_s=timeout_s)
         return await ask(host, port, ready.probe_path, body=ready.probe_body, timeout_s=timeout_s)
 
     def _lost(self) -> frozenset[Identity]:
@@ -118,7 +118,7 @@ class Watch:
         raise self._down(f"it answers {answer.status} to a request for one token: {said}")
 
     def _down(self, words: str) -> DownError:
-        return DownError(self.group.failure(self.group.serving, words))
+        return DownError(self.group.failure(self.group.serving.log, words))
 
     def _keep_house(self) -> None:
         for run in self.group.runs:
