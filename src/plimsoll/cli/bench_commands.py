@@ -80,7 +80,7 @@ def bench(
         turns=turns,
         data=data,
         requests=requests,
-        seconds=None if seconds is None else _seconds(seconds, "--seconds"),
+        seconds=None if seconds is None else parse_duration(seconds, "--seconds"),
         warmup=warmup,
     )
     if where and "://" in where:
@@ -94,7 +94,7 @@ def bench(
         wanted,
         load=load if seed is None else replace(load, seed=seed),
         paces=_paces(concurrency, rate, arrivals, trace),
-        slo=_slo(slo),
+        slo=parse_slo(slo),
         repeats=repeats,
         processes=processes,
         edge=edge,
@@ -228,14 +228,16 @@ def _paces(concurrency: str, rate: str | None, arrivals: Pattern, trace: float |
         raise SpecError(f"not a list of numbers: {rate or concurrency!r}", hint="such as 1,2,4") from problem
 
 
-def _seconds(text: str, flag: str) -> float:
+def parse_duration(text: str, flag: str) -> float:
+    """Seconds of a flag's value such as 500ms or 20m. SpecError if it is none."""
     try:
         return parse_seconds(text)
     except ValueError as problem:
         raise SpecError(f"{flag}: {problem}") from problem
 
 
-def _slo(text: str | None) -> Slo | None:
+def parse_slo(text: str | None) -> Slo | None:
+    """The service level of `ttft=500ms,tpot=50ms`. SpecError for a limit of another name."""
     from plimsoll.bench.summary import Slo
 
     if text is None:
@@ -245,5 +247,5 @@ def _slo(text: str | None) -> Slo | None:
         name, equals, value = part.partition("=")
         if name.strip() not in ("ttft", "tpot", "e2e") or not equals:
             raise SpecError(f"--slo {part!r} is not a limit", hint="such as ttft=500ms,tpot=50ms,e2e=10s")
-        limits[f"{name.strip()}_s"] = _seconds(value, "--slo")
+        limits[f"{name.strip()}_s"] = parse_duration(value, "--slo")
     return Slo(**limits)

@@ -16,6 +16,7 @@ from plimsoll.cli import (
     key_commands,
     plan_commands,
     run_commands,
+    tune_commands,
     weight_commands,
 )
 from plimsoll.errors import LaunchError, PlanError, PlimsollError
@@ -49,6 +50,7 @@ plan_commands.register(app)
 check_commands.register(app)
 run_commands.register(app)
 bench_commands.register(app)
+tune_commands.register(app)
 weight_commands.register(app)
 engine_commands.register(app)
 key_commands.register(app)
