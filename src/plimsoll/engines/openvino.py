@@ -1,7 +1,7 @@
 """OpenVINO GenAI: the fastest engine measured on CPUs, behind a thin server process of ours (`serve_openvino`).
 
 The library batches continuously and reads GGUF by itself; the server gives it HTTP. Settings are those of its
-SchedulerConfig (2026.4): the cache in whole GB, sequences and tokens of a step.
+SchedulerConfig (2026.4): blocks of cache, sequences and tokens of a step.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from plimsoll.engines.reading import count, gib, read_exposition, read_lines
 from plimsoll.facts.engine import EngineFacts
 from plimsoll.plan.rules.options import Value
 from plimsoll.plan.types import Replica
-from plimsoll.units import GIB
 
 NEWEST = "2026.4.1.0"
 SERVER = "plimsoll.engines.serve_openvino"
 _LINES = (
     count(r"serve_openvino: loaded in ([\d.]+) s", "load_s"),
+    gib(r"serve_openvino: model ([\d.]+) GiB", "weights_bytes"),
     gib(r"serve_openvino: cache ([\d.]+) GiB", "kv_cache_bytes"),
+    count(r"serve_openvino: cache [\d.]+ GiB, (\d+) blocks", "kv_blocks"),
+    count(r"serve_openvino: (\d+) sequences of (\d+) tokens", "sequences", "context_tokens"),
 )
-_VERSION = re.compile(r"serve_openvino: openvino-genai (\d\S*)")
+_VERSION = re.compile(r"serve_openvino: openvino-genai (\d[\d.]*)")
 _METRICS = {
     "openvino_requests_running": "running",
     "openvino_requests_waiting": "waiting",
@@ -64,7 +66,6 @@ class OpenVino:
     def processes(self, replica: Replica, ports: Ports) -> tuple[Process, ...]:
         """One server process."""
         candidate = replica.candidate
-        cache = sum(device.of("kv_cache") for device in replica.ledger.devices)
         planned: dict[str, Value | None] = {
             "model": replica.model_path,
             "alias": candidate.deployment.name,
@@ -74,7 +75,8 @@ class OpenVino:
             "max_context": candidate.context_tokens,
             "max_num_seqs": candidate.sequences,
             "max_num_batched_tokens": candidate.batched_tokens,
-            "cache_size": max(1, -(-cache // GIB)),
+            "num_kv_blocks": replica.ledger.kv_blocks,
+            "kv_cache_precision": candidate.kv_dtype if candidate.kv_dtype != "auto" else None,
         }
         return (
             Process(

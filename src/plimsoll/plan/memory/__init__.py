@@ -11,6 +11,7 @@ from plimsoll.plan.memory.llamacpp import account as llamacpp
 from plimsoll.plan.memory.mindie import account as mindie
 from plimsoll.plan.memory.nothing import account as nothing
 from plimsoll.plan.memory.ollama import account as ollama
+from plimsoll.plan.memory.openvino import account as openvino
 from plimsoll.plan.memory.sglang import account as sglang
 from plimsoll.plan.memory.transformers import account as transformers
 from plimsoll.plan.memory.vllm import account as vllm
@@ -21,7 +22,7 @@ LAWS: Mapping[MemoryPolicy, Callable[[Candidate], Ledger]] = {
     "mindie": mindie,
     "none": nothing,
     "ollama": ollama,
-    "openvino": transformers,
+    "openvino": openvino,
     "sglang": sglang,
     "transformers": transformers,
     "vllm": vllm,

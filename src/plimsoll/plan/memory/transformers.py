@@ -1,4 +1,4 @@
-"""transformers' accounting (and FastChat's model_worker, OpenVINO GenAI): nothing is booked, memory grows as it runs.
+"""transformers' accounting (and FastChat's model_worker): nothing is booked, memory grows as it runs.
 
 Weights in the dtype they are loaded in, the dynamic cache of all sequences at full length, the widest layer of one
 prefill with its attention scores or logits, and the framework itself.
