@@ -14,7 +14,7 @@ from user_shell import FakeSpec, Shell
 from plimsoll.app.settings import Settings
 from plimsoll.app.target import Overrides, spec_of
 from plimsoll.app.tuning import TuneRequest, find_knobs, tune_deployment
-from plimsoll.bench.tune import Search, Trial
+from plimsoll.bench.tune import Knob, Search, Trial, conclude
 from plimsoll.cli.tune_commands import search_within
 from plimsoll.errors import BenchError, SpecError
 from plimsoll.plan.types import Candidate
@@ -123,3 +123,15 @@ def test_a_longer_budget_looks_wider_and_longer(budget_s: float, width: int, fir
     search = search_within(budget_s, lossy=False)
 
     assert (search.width, search.first_s) == (width, first_s)
+
+
+def test_an_effect_is_told_from_a_short_pair_when_only_one_of_it_ran_longer() -> None:
+    scores = {("a", 2.0): 10.0, ("b", 2.0): 20.0, ("b", 6.0): 22.0}
+    trials = [
+        Trial(point=(("k", value),), status="measured", seconds=seconds, score=score)
+        for (value, seconds), score in scores.items()
+    ]
+
+    (effect,) = conclude(trials, [Knob(name="k", values=("a", "b"))]).effects
+
+    assert (effect.ratio, effect.pairs) == (pytest.approx(2.0), 1)

@@ -162,7 +162,7 @@ def conclude(trials: Sequence[Trial], knobs: Sequence[Knob]) -> Tuning:
         best=best,
         default=longest.get(tuple((knob.name, knob.values[0]) for knob in knobs)),
         pareto=tuple(_pareto(list(longest.values()))),
-        effects=tuple(_effects(list(longest.values()), knobs)),
+        effects=tuple(_effects([trial for trial in trials if trial.status == "measured"], knobs)),
         prediction_bias=bias,
         prediction_error=statistics.median(abs(ratio / bias - 1) for ratio in ratios) if bias else None,
     )

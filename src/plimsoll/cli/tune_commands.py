@@ -74,10 +74,13 @@ def tune(
         output_tokens=output_tokens,
         anew=anew,
     )
-    with FetchProgress(Console(stderr=True)) as progress:
-        tuned = tune_deployment(
-            request, Settings.resolve(os.environ), on_trial=lambda one: _say(trial_line(one)), progress=progress
-        )
+    settings = Settings.resolve(os.environ)
+    try:
+        with FetchProgress(Console(stderr=True)) as progress:
+            tuned = tune_deployment(request, settings, on_trial=lambda one: _say(trial_line(one)), progress=progress)
+    except KeyboardInterrupt:
+        _say("stopped; the trials made are kept, and the same command goes on from there")
+        raise
     text = dump_spec(tuned.spec) if tuned.spec else ""
     if out is not None and tuned.spec:
         out.write_text(text)
@@ -102,7 +105,7 @@ def search_within(budget_s: float, *, lossy: bool) -> Search:
 
 
 def trial_line(trial: Trial) -> str:
-    """One trial as it is made: what differs is left to the reader, for it may be anything."""
+    """One trial as it is made."""
     settings = " ".join(f"{name}={value}" for name, value in trial.point)
     figures = trial.figures
     if trial.status != "measured":
