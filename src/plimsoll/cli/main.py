@@ -1,4 +1,4 @@
-"""The `plimsoll` command: registers the commands and turns errors into one line, a hint and an exit code."""
+"""The `plimsoll` command: finds the command and turns errors into one line, a hint and an exit code."""
 
 from __future__ import annotations
 
@@ -9,20 +9,12 @@ from typing import Annotated
 import typer
 
 from plimsoll import __version__
-from plimsoll.cli import (
-    bench_commands,
-    check_commands,
-    engine_commands,
-    key_commands,
-    plan_commands,
-    run_commands,
-    tune_commands,
-    weight_commands,
-)
+from plimsoll.cli.lazily import LazyGroup
 from plimsoll.errors import LaunchError, PlanError, PlimsollError
 
 app = typer.Typer(
     name="plimsoll",
+    cls=LazyGroup,
     help="Say what you want to serve; Plimsoll plans it, launches it, fronts it and measures it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -44,16 +36,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-plan_commands.register(app)
-check_commands.register(app)
-run_commands.register(app)
-bench_commands.register(app)
-tune_commands.register(app)
-weight_commands.register(app)
-engine_commands.register(app)
-key_commands.register(app)
 
 
 def main() -> None:
