@@ -5,7 +5,7 @@
 
 `speed` reads public reports of every kind, `datacenter` a benchmark of data-centre GPUs with TTFT and TPOT in each row.
 Plainly, FILE is held against the table in the package, which FILE may have gone into. With --held-out the model is
-fitted anew to FILE and the other table together, leaving out a tenth of the sources (speed) or one architecture and,
+fitted anew to FILE and the other table together, leaving out a sixth of the sources (speed) or one architecture and,
 apart from that, one kind of GPU (datacenter) at a time, and judged on what was left out.
 """
 

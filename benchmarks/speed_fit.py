@@ -33,19 +33,19 @@ class Prior:
     levels: Mapping[str, float] = field(default_factory=dict)
 
 
-_EFFICIENCY = {"kind": 0.3, "engine": 0.2, "format": 0.2, "engine-kind": 0.2, "engine-format": 0.2}
+_EFFICIENCY = {"kind": 0.3, "engine": 0.15, "format": 0.1, "engine-kind": 0.15, "engine-format": 0.1}
 PRIORS: Mapping[str, Prior] = {
-    "bandwidth": Prior(value=0.7, spread=0.2, levels={**_EFFICIENCY, "era": 0.1}),
-    "experts": Prior(value=0.7, spread=0.3, levels={"engine": 0.2, "format": 0.2, "engine-format": 0.2, "kind": 0.2,
-                                                     "engine-arch": 0.3, "era": 0.2}),
+    "bandwidth": Prior(value=0.7, spread=0.2, levels={**_EFFICIENCY, "era": 0.1, "chip": 0.1}),
+    "experts": Prior(value=0.7, spread=0.3, levels={"engine": 0.15, "format": 0.1, "engine-format": 0.1, "kind": 0.2,
+                                                     "engine-arch": 0.2, "era": 0.15}),
     "spread": Prior(value=0.7, spread=0.3),
     "cache": Prior(value=0.6, spread=0.3, levels={"engine": 0.2, "kind": 0.2, "arch": 0.2, "era": 0.2}),
-    "compute": Prior(value=0.5, spread=0.3, levels={**_EFFICIENCY, "kind-format": 0.2}),
-    "expert_compute": Prior(value=0.5, spread=0.3, levels={"engine": 0.2, "format": 0.2, "kind": 0.2}),
+    "compute": Prior(value=0.5, spread=0.3, levels={**_EFFICIENCY, "kind-format": 0.1, "chip": 0.15}),
+    "expert_compute": Prior(value=0.5, spread=0.3, levels={"engine": 0.1, "format": 0.1, "kind": 0.15}),
     "attention": Prior(value=0.4, spread=0.4, levels={"kind": 0.2, "engine": 0.2}),
     "power": Prior(value=2.0, spread=0.3),
-    "layer_s": Prior(value=30e-6, spread=0.7, levels={"engine": 0.8, "kind": 0.4, "arch": 0.3, "era": 0.3,
-                                                      "engine-kind": 0.2, "engine-arch": 0.5, "format": 0.15}),
+    "layer_s": Prior(value=30e-6, spread=0.7, levels={"engine": 0.8, "kind": 0.4, "chip": 0.2, "arch": 0.15, "era": 0.3,
+                                                      "engine-kind": 0.2, "engine-arch": 0.25, "format": 0.07}),
     "step_s": Prior(value=1e-3, spread=0.7, levels={"engine": 0.4, "kind": 0.3, "era": 0.3}),
     "sequence_s": Prior(value=10e-6, spread=0.7, levels={"engine": 0.7, "kind": 0.3, "era": 0.7}),
     "allreduce_s": Prior(value=10e-6, spread=0.5, levels={"link": 0.4, "engine": 0.2}),
@@ -82,7 +82,7 @@ def prepare(cases: Sequence[Case]) -> list[Prepared]:
     """Cases ready to be fitted. Repeats count once, by their median; large groups for less than their size."""
     repeats: dict[tuple[object, ...], list[Case]] = {}
     for case in cases:
-        repeats.setdefault(_run(case), []).append(case)
+        repeats.setdefault(run_of(case), []).append(case)
     kept = [sorted(alike, key=lambda case: case.measured)[len(alike) // 2] for alike in repeats.values()]
     sizes = Counter(_series(case) for case in kept)
     prepared = []
@@ -100,7 +100,7 @@ def prepare(cases: Sequence[Case]) -> list[Prepared]:
     return prepared
 
 
-def _run(case: Case) -> tuple[object, ...]:
+def run_of(case: Case) -> tuple[object, ...]:
     """What two repeats of one run have in common. DeepSeek's V3 and R1 are one architecture, and the silicon table
     repeats its rows under both names."""
     candidate = case.candidate

@@ -14,6 +14,7 @@ from functools import lru_cache
 from benchmarks.memory_models import find
 
 from plimsoll.errors import PlimsollError
+from plimsoll.facts import catalogue
 from plimsoll.facts.devices import find_device, match_driver
 from plimsoll.facts.engine import EngineFacts, MemoryPolicy
 from plimsoll.facts.hardware import Device, Host
@@ -361,7 +362,11 @@ def _silicon_model(name: str, gemm: str, experts: str) -> ModelFacts | str:
     form = "NVFP4" if "fp4" in gemm else "FP8" if "fp8" in gemm else "BF16"
     if "gpt-oss" in name:
         form = "MXFP4"
-    return find(name, form, None)
+    facts = find(name, form, None)
+    if form == "FP8" and "block" not in experts and not isinstance(facts, str) and find(name, "", None) != facts:
+        # Published at 16 bits: NVIDIA's FP8 checkpoints of such models scale whole tensors, not blocks.
+        return catalogue.model(f"{name}-FP8-dynamic")
+    return facts
 
 
 @lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from plimsoll.plan.memory.common import layers_option
 from plimsoll.plan.settle import Settled
+from plimsoll.plan.speed import missed
 from plimsoll.plan.types import Candidate, Finding, Speed
 from plimsoll.units import format_bytes
 
@@ -33,6 +34,11 @@ class Option:
     def runs(self) -> bool:
         """Whether it fits and no rule forbids it."""
         return self.settled.fits and not any(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def misses(self) -> tuple[str, ...]:
+        """Limits of the deployment (time to first token, time per token) that its predicted speed may not keep."""
+        return missed(self.speed, self.settled.candidate.deployment.slo) if self.speed else ()
 
     @property
     def name(self) -> str:
@@ -68,6 +74,7 @@ def order_key(option: Option, goal: Goal) -> tuple[float, ...]:
         sum(finding.severity == "error" for finding in option.findings),
         0.0 if settled.fits else float(max(0, -settled.ledger.margin_bytes)),  # the nearest miss first
         not settled.enough,
+        bool(option.misses),
         engine.memory == _LAST_RESORT,
         *_by_goal(option, goal),
         on_cpu,
@@ -119,6 +126,8 @@ def why_not(option: Option, chosen: Option) -> str:
         parts.append("more devices than are needed")
     if not option.settled.candidate.engine.installed and chosen.settled.candidate.engine.installed:
         parts.append("not installed here")
+    if option.misses and not chosen.misses:
+        parts += option.misses
     if not option.settled.enough and chosen.settled.enough:
         parts.append("holds less than was asked for")
     return ", ".join(parts)

@@ -28,6 +28,7 @@ def keys_of(candidate: Candidate, device: Device) -> dict[str, str]:
     form = format_of(candidate.model)
     keys = {
         "kind": kind,
+        "chip": f"{device.vendor} {device.arch.partition('.')[0]}",
         "engine": engine,
         "format": form,
         "arch": arch_of(candidate.model),
@@ -70,7 +71,9 @@ def format_of(model: ModelFacts) -> str:
         if scheme.method in ("modelopt", "nvfp4", "mxfp4", "fp4"):
             return "fp4"
         return scheme.method if scheme.method in ("awq", "bitsandbytes") else "int4"
-    return "fp8" if "fp8" in scheme.method or "float" in scheme.name.lower() else "int8"
+    if "fp8" in scheme.method or "float" in scheme.name.lower() or scheme.block:
+        return "fp8-block" if scheme.block else "fp8"
+    return "int8"
 
 
 def arch_of(model: ModelFacts) -> str:

@@ -53,7 +53,7 @@ def decode_s(machine: Machine, sequences: float, context: float) -> float:
     per_rank = max(1.0, batch / work.attention_data)
     for place in machine.places:
         segment = place.segment
-        total += _multiply_s(machine, place, batch, per_rank) + segment.layers * place.rates.layer_s * machine.eager
+        total += _multiply_s(machine, place, batch, per_rank) + segment.launches * place.rates.layer_s * machine.eager
         cache = work.cache_bytes(context) * per_rank * segment.cache_share
         total += cache / (segment.device.bandwidth * place.rates.cache)
     return total
@@ -69,7 +69,7 @@ def prefill_s(machine: Machine, tokens: float, *, chunk: float, before: float = 
     total = steps * (rates.step_s + _exchange_s(machine, size) + _hops_s(machine, size))
     for place in machine.places:
         segment = place.segment
-        each = _multiply_s(machine, place, size, size) + segment.layers * place.rates.layer_s * machine.eager
+        each = _multiply_s(machine, place, size, size) + segment.launches * place.rates.layer_s * machine.eager
         total += steps * each
         plain = max(segment.device.flops.get("fp16", 0.0), segment.device.flops.get("bf16", 0.0)) or place.peak
         flops = work.attention_flops(tokens, before) * segment.cache_share

@@ -8,9 +8,12 @@ from plimsoll.facts.hardware import Device
 from plimsoll.facts.model import AttentionGroup, ModelFacts
 from plimsoll.plan.ledger import Ledger
 from plimsoll.plan.memory.common import flag_option, value_bytes
+from plimsoll.plan.speed.keys import format_of
 from plimsoll.plan.types import Candidate
 
 _WIDTH = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
+_DENSE_KERNELS, _EXPERT_KERNELS = 10, 4
+_MORE_KERNELS = {"mla": 3, "linear": 3}
 _SERIAL = ("llamacpp", "ollama", "transformers", "openvino")
 """Policies whose engines put layers on devices one after another instead of cutting each layer."""
 
@@ -29,7 +32,8 @@ class Segment:
     dense_params: float
     expert_params: float
     """That one token activates, divided by the ranks that share them."""
-    layers: float
+    launches: float
+    """Kernels started one after another in a step, counted in layers of a plain dense model."""
     cache_share: float
     """Of the layers' KV cache."""
 
@@ -91,7 +95,7 @@ def work_of(candidate: Candidate, ledger: Ledger) -> Work:
             Segment(
                 device=device, dense_bytes=dense_bytes * dense, expert_bytes=expert_bytes * expert,
                 dense_params=dense_params * dense, expert_params=expert_params * expert,
-                layers=model.layers * dense, cache_share=dense,
+                launches=launches(model) * dense, cache_share=dense,
             )
             for device, dense, expert in shares
         )  # fmt: skip
@@ -100,7 +104,7 @@ def work_of(candidate: Candidate, ledger: Ledger) -> Work:
         segments = (
             Segment(
                 device=slowest, dense_bytes=dense_bytes, expert_bytes=expert_bytes, dense_params=dense_params,
-                expert_params=expert_params, layers=model.layers, cache_share=1.0,
+                expert_params=expert_params, launches=launches(model), cache_share=1.0,
             ),
         )  # fmt: skip
     return Work(
@@ -119,6 +123,20 @@ def work_of(candidate: Candidate, ledger: Ledger) -> Work:
         value_bytes=value_bytes(candidate.kv_dtype, model_dtype="float16"),
         vocab_bytes=2.0 * model.vocab_size,
     )
+
+
+def launches(model: ModelFacts) -> float:
+    """Layers, each by the kernels that it starts against those of a dense one, which starts about ten.
+
+    Counted in the engines' graphs: experts add routing, top-k, sorting, gathering and the shared expert; latent
+    attention the projections to and from the latent; linear attention convolution, gates and the state's update.
+    """
+    kernels = 0.0
+    for group in model.attention:
+        kernels += group.layers * (_DENSE_KERNELS + _MORE_KERNELS.get(group.kind, 0))
+    if model.moe:
+        kernels += model.moe.layers * _EXPERT_KERNELS
+    return kernels / _DENSE_KERNELS or float(model.layers)
 
 
 def _sums(model: ModelFacts, tensor: int, ranks: int, dtype: str) -> tuple[float, float, float, float]:
@@ -175,13 +193,11 @@ def _experts_on_host(candidate: Candidate) -> float:
 
 
 def peak_flops(device: Device, model: ModelFacts) -> float:
-    """FLOP/s of the units that multiply the weights: fp8 and fp4 where device and checkpoint both have them."""
-    scheme = model.quantization
+    """FLOP/s of the units that multiply the weights: fp8, fp4 and int8 where device and checkpoint both have them."""
     flops = device.flops
     plain = max((flops.get(name, 0.0) for name in ("fp16", "bf16")), default=0.0) or flops.get("fp32", 0.0)
-    if scheme is not None:
-        if scheme.method in ("modelopt", "nvfp4", "mxfp4") and scheme.bits < 5 and "fp4" in flops:
-            return flops["fp4"]
-        if "fp8" in scheme.method and "fp8" in flops:
-            return flops["fp8"]
-    return plain or 20.0 * device.bandwidth
+    own = {"fp8": "fp8", "fp8-block": "fp8", "fp4": "fp4"}.get(format_of(model), "")
+    scheme = model.quantization
+    if scheme is not None and format_of(model) == "int8" and scheme.activation:
+        own = "int8"
+    return max(plain, flops.get(own, 0.0)) or 20.0 * device.bandwidth
