@@ -13,7 +13,7 @@ from user_shell import FakeSpec, Shell
 
 from plimsoll.app.settings import Settings
 from plimsoll.app.target import Overrides, spec_of
-from plimsoll.app.tuning import TuneRequest, find_knobs, tune_deployment
+from plimsoll.app.tuning import TuneRequest, find_knobs, open_journal, out_of_place, tune_deployment
 from plimsoll.bench.tune import Knob, Search, Trial, conclude
 from plimsoll.cli.tune_commands import search_within
 from plimsoll.errors import BenchError, SpecError
@@ -99,6 +99,17 @@ def test_knobs_begin_with_what_is_and_keep_to_the_engine(base: Candidate) -> Non
     assert "kv_cache_dtype" not in {knob.name for knob in plain}
 
 
+def test_a_knob_of_one_engine_is_not_turned_for_another(base: Candidate) -> None:
+    knobs = find_knobs(base, ("openvino",), clients=8, lossy=False, more={"env.A": (1,)})
+    present = {knob.name: knob.values[0] for knob in knobs}
+
+    assert (
+        out_of_place({**present, "extra_args.num_threads": 1}, knobs) == "extra_args.num_threads is not tried with fake"
+    )
+    assert out_of_place({**present, "extra_args.num_threads": 1, "engine": "openvino"}, knobs) is None
+    assert out_of_place({**present, "concurrency": 8, "env.A": 1}, knobs) is None
+
+
 def test_a_setting_that_does_not_exist_is_refused(base: Candidate) -> None:
     with pytest.raises(SpecError, match="threds"):
         find_knobs(base, (), clients=1, lossy=False, more={"threds": (1,)})
@@ -112,8 +123,6 @@ def test_goodput_needs_a_service_level(shell: Shell, fake_spec: FakeSpec) -> Non
 
 
 def test_only_one_search_for_the_same_at_a_time(tmp_path: Path) -> None:
-    from plimsoll.app.tuning import open_journal
-
     with open_journal(tmp_path, anew=False), pytest.raises(BenchError), open_journal(tmp_path, anew=False):
         pass
 

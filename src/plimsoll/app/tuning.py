@@ -27,7 +27,7 @@ from plimsoll.bench.measure import Level
 from plimsoll.bench.pace import Closed
 from plimsoll.bench.summary import Slo
 from plimsoll.bench.trials import measured_trial, trial_from_json, trial_to_json
-from plimsoll.bench.tune import Knob, Objective, Search, Trial, Tuning, Value, tune
+from plimsoll.bench.tune import UNSET, Knob, Objective, Search, Trial, Tuning, Value, tune
 from plimsoll.errors import BenchError, LaunchError, PlanError, PlimsollError, SpecError
 from plimsoll.plan.enumerate import unable
 from plimsoll.plan.rules import check
@@ -39,8 +39,6 @@ from plimsoll.spec.deployment import Deployment, GatewaySpec, Spec
 from plimsoll.spec.dump import dump_spec
 from plimsoll.weights.transfer import Progress
 
-UNSET = "auto"
-"""The value of a setting that the spec leaves to the engine."""
 _USUAL_CLIENTS = 16
 _ROUTES: Mapping[str, Route] = {"completion": "completions", "embed": "embeddings", "rerank": "rerank"}
 _SEED = 1
@@ -116,7 +114,7 @@ def tune_deployment(
     )  # fmt: skip
     # The context is the plan's from here on: a point that serves less is not faster.
     pinned: dict[str, object] = {"context": base.context_tokens}
-    if spec.models[0].engine == UNSET:
+    if spec.models[0].engine == "auto":
         pinned["engine"] = base.engine.name
     deployment = spec.models[0].model_copy(update=pinned)
     engines = sorted((one.name, one.version) for one in facts.engines if one.installed)
@@ -179,11 +177,23 @@ def _offers(cores: int, clients: int) -> Iterator[tuple[str, tuple[str, ...], tu
     yield "extra_args.batch_size", llamacpp, (512,)
     yield "extra_args.ubatch_size", llamacpp, (128,)
     yield "extra_args.max_num_batched_tokens", ("openvino", "vllm"), (1024, 8192)
+    threads = tuple(dict.fromkeys(max(1, count) for count in (cores - 1, cores // 2, cores)))
+    yield "extra_args.num_threads", ("openvino",), threads
     # How long OpenMP spins at a barrier before it sleeps: pays on idle cores, ruins shared ones.
     yield "env.GOMP_SPINCOUNT", llamacpp, ("0", "1000000")
     yield "extra_args.threads_batch", llamacpp, (cores,)
     # As many threads as cores leave none for the gateway and whatever else runs.
-    yield "extra_args.threads", llamacpp, tuple(dict.fromkeys(max(1, n) for n in (cores - 1, cores // 2, cores)))
+    yield "extra_args.threads", llamacpp, threads
+
+
+def out_of_place(point: Mapping[str, Value], knobs: Sequence[Knob]) -> str | None:
+    """The knob that is turned at this point though it is another engine's, as a reason; None if there is none."""
+    engine = point.get("engine")
+    owners = {key: engines for key, engines, _ in _offers(1, 1)} | {"kv_cache_dtype": ("llamacpp",)}
+    for knob in knobs:
+        if engine and point[knob.name] != knob.values[0] and engine not in owners.get(knob.name, (engine,)):
+            return f"{knob.name} is not tried with {engine}"
+    return None
 
 
 def _present(base: Candidate, key: str) -> Value:
@@ -208,7 +218,7 @@ def _present(base: Candidate, key: str) -> Value:
 
 def _other_engines(base: Candidate, facts: Facts) -> tuple[str, ...]:
     """Installed engines that can load the model too, where the spec leaves the engine open."""
-    if base.deployment.engine != UNSET or base.deployment.extra_args:
+    if base.deployment.engine != "auto" or base.deployment.extra_args:
         return ()
     can = (one for one in facts.engines if one.installed and not one.fake and unable(one, base.model) is None)
     return tuple(one.name for one in can if one.name != base.engine.name)
@@ -303,12 +313,8 @@ class _Road:
 
     def infeasible(self, point: Mapping[str, Value]) -> str | None:
         """Why the point cannot run: a setting of another engine, the ledger, or a rule."""
-        engine = point.get("engine", self.base.engine.name)
-        owners = {key: engines for key, engines, _ in _offers(self.base.host.cores, self.clients)}
-        owners["kv_cache_dtype"] = (self.base.engine.name,)
-        for knob in self.knobs:
-            if point[knob.name] != knob.values[0] and engine not in owners.get(knob.name, (engine,)):
-                return f"{knob.name} is not tried with {engine}"
+        if reason := out_of_place(point, self.knobs):
+            return reason
         try:
             refuse_unfit(self.plan(point))
         except (PlanError, SpecError) as problem:

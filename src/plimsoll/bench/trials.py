@@ -8,7 +8,7 @@ from functools import cache
 from pydantic import TypeAdapter, ValidationError
 
 from plimsoll.bench.summary import Summary
-from plimsoll.bench.tune import Objective, Trial, Tuning, Value
+from plimsoll.bench.tune import UNSET, Objective, Trial, Tuning, Value
 from plimsoll.errors import BenchError
 
 
@@ -66,7 +66,7 @@ def lines(tuning: Tuning) -> list[str]:
     if best is None:
         failed = [f"{trial.reason}" for trial in tuning.trials if trial.status == "failed"]
         return ["nothing could be measured", *dict.fromkeys(failed)]
-    found = [f"best: {_settings(best.point)}: {_figure(best)}"]
+    found = [f"best: {settings_of(best.point)}: {_figure(best)}"]
     if default is not None and default.score and best.score is not None:
         gain = best.score / default.score if best.score > 0 else default.score / best.score
         same = default.point == best.point
@@ -79,7 +79,7 @@ def lines(tuning: Tuning) -> list[str]:
     ]
     if len(tuning.pareto) > 1:
         found.append("none of these beats another both in total and for one request:")
-        found += [f"  {_settings(trial.point)}: {_figure(trial)}" for trial in tuning.pareto]
+        found += [f"  {settings_of(trial.point)}: {_figure(trial)}" for trial in tuning.pareto]
     if tuning.prediction_bias is not None and tuning.prediction_error is not None:
         found.append(
             f"measured over planned: {tuning.prediction_bias:.2f} times; beyond that, off by "
@@ -100,5 +100,6 @@ def _figure(trial: Trial) -> str:
     return f"{total:.1f} tokens/s in all, {single:.1f} for one request"
 
 
-def _settings(point: Sequence[tuple[str, Value]]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in point)
+def settings_of(point: Sequence[tuple[str, Value]]) -> str:
+    """A point for people: what is left to the engine is left out."""
+    return ", ".join(f"{name}={value}" for name, value in point if value != UNSET) or "everything left to the engine"

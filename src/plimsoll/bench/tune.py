@@ -21,6 +21,8 @@ from plimsoll.errors import BenchError
 Value = str | int | float | bool | None
 Point = tuple[tuple[str, Value], ...]
 """One choice for every knob, in the knobs' order."""
+UNSET = "auto"
+"""A knob's value that leaves the setting to the engine."""
 Status = Literal["measured", "failed", "infeasible"]
 Objective = Literal["throughput", "latency", "goodput"]
 

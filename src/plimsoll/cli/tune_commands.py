@@ -106,8 +106,9 @@ def search_within(budget_s: float, *, lossy: bool) -> Search:
 
 def trial_line(trial: Trial) -> str:
     """One trial as it is made."""
-    settings = " ".join(f"{name}={value}" for name, value in trial.point)
-    figures = trial.figures
+    from plimsoll.bench.trials import settings_of
+
+    settings, figures = settings_of(trial.point), trial.figures
     if trial.status != "measured":
         return f"failed after {trial.cost_s:.0f} s: {settings}: {trial.reason}"
     total = f"{figures['tokens_per_s_total']:.1f} tokens/s" if figures.get("tokens_per_s_total") else f"{trial.score:g}"
