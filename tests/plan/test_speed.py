@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.plan.plan_facts import engine
+from plan_facts import engine
 
 from plimsoll.facts.catalogue import model
 from plimsoll.facts.devices import catalogue, find_device

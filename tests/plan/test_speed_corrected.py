@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.plan.plan_facts import engine
+from plan_facts import engine
 
 from plimsoll.facts.catalogue import model
 from plimsoll.facts.devices import find_device
