@@ -93,6 +93,8 @@ class MindIE:
                     "MIES_CONFIG_JSON_PATH": path,
                     "MIES_SERVICE_MONITOR_MODE": "1",
                     "NPU_MEMORY_FRACTION": f"{share:g}",
+                    # Its own files below ~/mindie/log are where it would say why it ends.
+                    "MINDIE_LOG_TO_STDOUT": "1",
                     **candidate.deployment.env,
                 },
                 files={path: json.dumps(config, indent=2) + "\n"},
@@ -154,7 +156,7 @@ def config_of(replica: Replica, ports: Ports, *, management: int, metrics: int) 
         "backendType": "atb",
         "trustRemoteCode": candidate.deployment.trust_remote_code,
     }
-    deploy: dict[str, Any] = {"maxSeqLen": context, "maxInputTokenLen": context - 1, "truncation": 0}
+    deploy: dict[str, Any] = {"maxSeqLen": context, "maxInputTokenLen": context - 1, "truncation": False}
     backend: dict[str, Any] = {
         "backendName": "mindieservice_llm_engine",
         "modelInstanceNumber": 1,
