@@ -15,7 +15,7 @@ import pytest
 from launch_kit import ENGINE, QUICK, make_replica, running_fleet, until, view
 from test_fleet import altered, in_loop
 
-from plimsoll.engines.protocol import Ports, Process
+from plimsoll.engines.protocol import Engine, Ports, Process
 from plimsoll.errors import LaunchError
 from plimsoll.launch.files import directory_of
 from plimsoll.launch.observe import planned
@@ -70,6 +70,20 @@ async def test_an_engine_that_dies_takes_its_commands_with_it(tmp_path: Path) ->
         await until(lambda: view(fleet).logs and "waits" in Path(view(fleet).logs[0]).read_text())
         os.kill(view(fleet).pids[0], signal.SIGKILL)
         with pytest.raises(LaunchError, match="killed from outside"):
+            await fleet.wait_ready()
+
+
+@in_loop
+async def test_a_silent_command_may_take_long_while_it_works(tmp_path: Path) -> None:
+    def patient(command: str) -> Engine:
+        once_up = ((sys.executable, "-c", f"import time; end = time.monotonic() + 1\nwhile {command}: pass"),)
+        return altered(lambda one, ports: [replace(one, once_up=once_up, ready=replace(one.ready, timeout_s=0.5))])
+
+    async with running_fleet(tmp_path) as fleet:
+        await fleet.add(make_replica("works"), patient("time.monotonic() < end"))
+        await fleet.wait_ready()
+        await fleet.add(make_replica("sleeps"), patient("time.sleep(60)"))
+        with pytest.raises(LaunchError, match="sleeps: it hangs while starting"):
             await fleet.wait_ready()
 
 

@@ -117,6 +117,8 @@ class Group:
     """Whether the replica was never ready: then a log that cannot be made is an error."""
     runs: list[Run] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    commands: list[Identity] = field(default_factory=list)
+    """The commands of its processes that were run: while one works, the group is alive."""
     fell: asyncio.Future[Run] = field(init=False)
     """The first run that ended."""
 
@@ -137,7 +139,7 @@ class Group:
     @property
     def roots(self) -> tuple[Identity, ...]:
         """The processes that we started, without what they begot."""
-        return tuple(run.identity for run in self.runs)
+        return (*(run.identity for run in self.runs), *self.commands)
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`; DownError as soon as one of the processes ends before it."""
@@ -238,7 +240,7 @@ class Group:
     async def _carry_out(self, commands: Sequence[tuple[str, ...]], process: Process, row: ProcessRow) -> None:
         """Run a process's own commands, one after the other; DownError with what it said for one that fails."""
         for argv in commands:
-            code = await run_to_end(argv, process, row, place=self.around.place)
+            code = await run_to_end(argv, process, row, place=self.around.place, begun=self.commands.append)
             if code != 0:
                 words = f"{shlex.join(argv)} ended with exit code {code}"
                 raise DownError(self.failure(Path(row.log_path), words))

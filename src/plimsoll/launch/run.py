@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -95,10 +96,13 @@ def _run(
     return Run(process=process, row=row, identity=identity, watch=watch, popen=popen, oom=oom)
 
 
-async def run_to_end(argv: tuple[str, ...], process: Process, row: ProcessRow, *, place: str) -> int | None:
-    """Run one of a process's own commands; its return code. Its output goes to the same log."""
+async def run_to_end(
+    argv: tuple[str, ...], process: Process, row: ProcessRow, *, place: str, begun: Callable[[Identity], None]
+) -> int | None:
+    """Run one of a process's own commands; its return code. Its output goes to the same log; `begun` is told of it."""
     popen = spawn(argv, mark=f"{row.run} {place}", log=Path(row.log_path), env=process.env, cwd=process.cwd)
     identity = identity_of(popen.pid) or Identity(pid=popen.pid, birth="")
+    begun(identity)
     try:
         return await wait_for_end(identity, popen)
     except asyncio.CancelledError:
