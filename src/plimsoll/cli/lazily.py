@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "key_commands": ("keys", "usage"),
     "plan_commands": ("plan", "render", "schema"),
     "run_commands": ("chat", "down", "logs", "ps", "status", "up"),
+    "simulate_commands": ("simulate",),
     "tune_commands": ("tune",),
     "weight_commands": ("models", "pull"),
 }

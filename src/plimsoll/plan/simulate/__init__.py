@@ -5,7 +5,7 @@
 
 from plimsoll.plan.simulate.book import Book, Requests
 from plimsoll.plan.simulate.costs import StepCosts, step_costs
-from plimsoll.plan.simulate.demand import Lengths, closed, drawn
+from plimsoll.plan.simulate.demand import Lengths, Pattern, closed, drawn
 from plimsoll.plan.simulate.fleet import Autoscale, Failures, Fleet, Outage, simulate
 from plimsoll.plan.simulate.outcome import Limits, Outcome, Spread, summarise
 from plimsoll.plan.simulate.routing import Policy
@@ -20,6 +20,7 @@ __all__ = [
     "Limits",
     "Outage",
     "Outcome",
+    "Pattern",
     "Policy",
     "Requests",
     "Spread",
