@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from user_shell import FakeSpec, Shell
 from plimsoll.app.settings import Settings
 from plimsoll.app.target import Overrides, spec_of
 from plimsoll.app.tuning import TuneRequest, find_knobs, open_journal, out_of_place, tune_deployment
-from plimsoll.bench.tune import Knob, Search, Trial, conclude
+from plimsoll.bench.tune import Knob, Search, Trial, Value, conclude, tune
 from plimsoll.cli.tune_commands import search_within
 from plimsoll.errors import BenchError, SpecError
 from plimsoll.plan.types import Candidate
@@ -144,3 +145,17 @@ def test_an_effect_is_told_from_a_short_pair_when_only_one_of_it_ran_longer() ->
     (effect,) = conclude(trials, [Knob(name="k", values=("a", "b"))]).effects
 
     assert (effect.ratio, effect.pairs) == (pytest.approx(2.0), 1)
+
+
+def test_a_short_search_tries_each_value_alone_the_last_knobs_first() -> None:
+    knobs = [Knob(name=name, values=(0, 1)) for name in ("a", "b", "c")]
+    seen: list[tuple[Value, ...]] = []
+
+    async def measure(point: Mapping[str, Value], seconds: float) -> Trial:
+        seen.append(tuple(point.values()))
+        return Trial(point=(), status="measured", seconds=seconds, score=1.0, cost_s=1.0)
+
+    search = Search(budget_s=4, width=4)
+    asyncio.run(tune(knobs, measure=measure, infeasible=lambda _: None, predict=lambda _: None, search=search))
+
+    assert seen == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]

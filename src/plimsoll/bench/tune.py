@@ -276,16 +276,20 @@ def _product(knobs: Sequence[Knob]) -> Iterator[Point]:
 def _first_rung(
     points: Sequence[Point], expected: Mapping[Point, float | None], knobs: Sequence[Knob], width: int
 ) -> list[Point]:
-    """The plan's own point, the most promising ones, and one more for every value that would never be seen."""
+    """The plan's own point, the most promising one, one for every other value, then the next most promising.
+
+    A value is tried with as little else changed as can be, so that its effect can be told; the last knobs come first.
+    """
     known = [value for value in expected.values() if value is not None]
     middle = statistics.median(known) if known else 0.0
     ranked = sorted(points, key=lambda point: -_or(expected[point], middle))
-    chosen = list(dict.fromkeys([points[0], *ranked]))[:width]
-    for place, knob in enumerate(knobs):
+    chosen = list(dict.fromkeys([points[0], ranked[0]]))
+    for place, knob in reversed(list(enumerate(knobs))):
         for value in knob.values:
             if not any(point[place][1] == value for point in chosen):
-                chosen += [point for point in ranked if point[place][1] == value][:1]
-    return chosen
+                having = [point for point in ranked if point[place][1] == value]
+                chosen += sorted(having, key=lambda point: _distance(point, points[0]))[:1]
+    return list(dict.fromkeys([*chosen, *ranked]))[: max(width, len(chosen))]
 
 
 def _or(value: float | None, other: float) -> float:
