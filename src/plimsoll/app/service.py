@@ -66,6 +66,7 @@ def _upstream(replica: Replica, view: ReplicaView) -> Upstream:
         name=replica.name,
         host=view.host,
         port=view.port or 0,
+        model=view.served_name,
         tasks=("chat", "completion") if candidate.model.task in ("chat", "completion") else (candidate.model.task,),
         concurrency=candidate.sequences,
         healthy=view.phase == "ready" and view.port is not None,
