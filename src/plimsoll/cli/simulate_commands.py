@@ -119,7 +119,7 @@ def simulate(
     else:
         outcome = run_simulation(simulating)
     if as_json:
-        shares = {count: one.kept for count, one in sorted(tried.items())}
+        shares = {count: min(one.kept, one.kept_late) for count, one in sorted(tried.items())}
         print(json.dumps(asdict(outcome) | {"holds": outcome.holds, "tried": shares}, indent=2))
     else:
         print("\n".join(_lines(simulating, outcome, tried)))
@@ -168,7 +168,7 @@ def _lines(simulating: Simulating, outcome: Outcome, tried: dict[int, Outcome]) 
             f"{outcome.cost_per_million_tokens:.3g} per million output tokens"
         )
     if tried:
-        shares = (f"{count}: {one.kept:.1%}" for count, one in sorted(tried.items()))
+        shares = (f"{count}: {min(one.kept, one.kept_late):.1%}" for count, one in sorted(tried.items()))
         yield f"  tried      {', '.join(shares)}"
 
 
