@@ -60,7 +60,7 @@ ENGINES = (
         limits_context=False,
         says_done=False,
         takes_ignore_eos=False,
-    ),  # fmt: skip
+    ),
 )
 
 
