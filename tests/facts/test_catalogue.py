@@ -114,9 +114,10 @@ def test_names_as_people_write_them(name: str, id: str, method: str | None) -> N
 @pytest.mark.parametrize(
     ("name", "mix"),
     [("qwen2.5:7b", "Q4_K_M"), ("llama3:8b", "Q4_0"), ("gpt-oss:20b", "MXFP4"), ("bge-m3:latest", "F16"),
+     ("unsloth/DeepSeek-R1-GGUF", "Q4_K_M"), ("ggml-org/gpt-oss-20b-GGUF", "MXFP4"), ("gpustack/bge-m3-GGUF", "F16"),
      ("qwen2.5:7b-instruct-q8_0", "Q8_0")],
 )  # fmt: skip
-def test_ollama_names_without_a_type_are_of_the_librarys_own(name: str, mix: str) -> None:
+def test_gguf_names_without_a_type_are_of_the_usual_one(name: str, mix: str) -> None:
     quantization = catalogue.model(name).quantization
     assert quantization is not None
     assert quantization.name == mix

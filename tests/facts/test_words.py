@@ -35,6 +35,7 @@ from plimsoll.units import GIB
         ("2x 7900 xtx", 1, 2, "AMD Radeon RX 7900 XTX", "pcie"),
         ("a100:8:40g", 1, 8, "NVIDIA A100-SXM4-40GB", "nvlink"),
         ("h100; 2x t4", 2, 1, "NVIDIA H100 80GB HBM3", "nvlink"),
+        ("a6000:2 nvlink:48g", 1, 2, "NVIDIA RTX A6000", "nvlink"),
     ],
 )
 def test_words(text: str, hosts: int, devices: int, name: str, link: str) -> None:
@@ -53,6 +54,17 @@ def test_options_say_what_the_words_leave_open() -> None:
     assert (host.disk_free_bytes, host.network_bandwidth) == (2048 * GIB, 25e9 / 8)
     assert {device.free_bytes for device in host.devices} == {20 * GIB}
     assert host.notes == ()
+
+
+@pytest.mark.parametrize(("speed", "bytes_per_s"), [("100Gb/s", 12.5e9), ("12.5GB/s", 12.5e9), ("25g", 25e9 / 8)])
+def test_a_capital_b_is_bytes(speed: str, bytes_per_s: float) -> None:
+    (host,) = parse_hosts(f"a6000,net={speed}")
+    assert host.network_bandwidth == bytes_per_s
+
+
+def test_ram_may_stand_beside_the_cards() -> None:
+    (host,) = parse_hosts("2x rtx5090 + a6000 + 128 GB of RAM")
+    assert (host.ram_bytes, len(host.devices)) == (128 * GIB, 3)
 
 
 def test_what_is_assumed_is_said() -> None:
@@ -113,7 +125,7 @@ def test_a_bridge_joins_pairs_only() -> None:
         ("0x 3090", "count"), ("", "no machine"), (" ; ", "no machine"), ("3090,foo=1", "ram="),
         ("3090,ram=lots", "size"),
         ("3090,net=fast", "speed"), ("3090,cpu=epyc-9955", "epyc-9"), ("999x 3090", "128"), ("4x8", "no device"),
-        ("3090 +", "no device"), ("5000 nodes of 8 h100", "count"),
+        ("3090 +", "no device"), ("3090:8,a6000:2", "+ joins"), ("5000 nodes of 8 h100", "count"),
     ],
 )  # fmt: skip
 def test_refusals_say_what_would_be_right(text: str, says: str) -> None:

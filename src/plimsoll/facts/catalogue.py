@@ -220,14 +220,18 @@ def _bits(quantization: Mapping[str, Any]) -> float:
 
 def _as_ollama(found: Entry, ref: str) -> Entry:
     """Ollama's `NAME:SIZE` without a type is a GGUF file of the type that its library gives the family."""
+    family = ref.rsplit("/", 1)[-1].partition(":")[0].removeprefix("ollama:").lower()
+    return _as_usual_gguf(found, ref, usual="Q4_0" if family in _OLLAMA_Q4_0 else "Q4_K_M")
+
+
+def _as_usual_gguf(found: Entry, ref: str, *, usual: str) -> Entry:
+    """The GGUF file of a name that states no type: `usual`, but what is published in MXFP4 stays so, and encoders are
+    not quantized."""
     if found.gguf is not None:
         return found
-    family = ref.rsplit("/", 1)[-1].partition(":")[0].removeprefix("ollama:").lower()
     if found.config.get("quantization_config", {}).get("quant_method") == "mxfp4":
         return _as_gguf(found, "MXFP4", id=ref)
-    if found.config.get("model_type") in ENCODERS:
-        return _as_gguf(found, "F16", id=ref)
-    return _as_gguf(found, "Q4_0" if family in _OLLAMA_Q4_0 else "Q4_K_M", id=ref)
+    return _as_gguf(found, "F16" if found.config.get("model_type") in ENCODERS else usual, id=ref)
 
 
 def _as_gguf(base: Entry, mix: str, *, id: str) -> Entry:
@@ -249,7 +253,9 @@ def _find(key: str, ref: str) -> Entry | None:
     if maker in _makers() and rest and (found := _find(rest, ref)):
         return found
     shorter = _DECORATION.sub("", key)
-    return _find(shorter, ref) if shorter != key else None
+    found = _find(shorter, ref) if shorter != key else None
+    # A GGUF repository without a type: `llama-server -hf` takes its Q4_K_M.
+    return _as_usual_gguf(found, ref, usual="Q4_K_M") if found and key.endswith("-gguf") else found
 
 
 def _entry(number: int, id: str, scheme: str | None) -> Entry:

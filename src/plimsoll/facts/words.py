@@ -1,7 +1,7 @@
 """Machines by words: "4x8 3090 pcie", "a6000:2:nvlink", "atlas-800i-a2", "rtx3090:8,ram=377GiB", "cpu:32c:256GiB".
 
     fleet    = machines (";" machines)*
-    machines = [HOSTS "x"] group ("+" group)* ("," option)*
+    machines = [HOSTS "x"] group ("+" group | "+" SIZE "ram")* ("," option)*
     group    = [COUNT "x"] DEVICE (":" COUNT | ":" LINK | ":" SIZE)*
     option   = ram=SIZE | cpu=WORD | cores=N | disk=SIZE | net=SPEED | free=SIZE | desktop | headless | LINK
 
@@ -26,9 +26,11 @@ from plimsoll.facts.hardware import Host
 from plimsoll.units import GIB, format_bytes, parse_bytes
 
 _LINKS = {"nvlink": "nvlink", "nvswitch": "nvlink", "pcie": "pcie", "xgmi": "xgmi", "hccs": "hccs"}
+_LINK_APART = re.compile(rf"\s*\b({'|'.join(_LINKS)})\b\s*")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([gt])i?b?|([mk])i?b)", re.IGNORECASE)
 _SIZE_SUFFIX = re.compile(r"[\s\-_:]+(\d+)\s*g(?:i?b)?$", re.IGNORECASE)
-_SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*(?:gbe|gbit/?s?|gbps|gb/s|g)?", re.IGNORECASE)
+_SPEED = re.compile(r"(\d+(?:\.\d+)?)\s*(?:(GB/s|GBps)|(?i:gbe|gbit/?s?|gbps|gb/s|g))?")
+_RAM = re.compile(r"(\d.*?)\s+(?:of\s+)?ram")
 _MACHINE_WORDS = re.compile(r"^(\d+)\s*(?:nodes?|hosts?|machines?|servers?)\s*(?:of|with|:|,)?\s*")
 _MAC = re.compile(r"^(?:mac[\s-]?book(?:[\s-]?(?:pro|air))?|mac[\s-]?(?:mini|studio|pro)|i-?mac|mac)[\s-]*(?=m\d)")
 _MOST_HOSTS, _MOST_DEVICES = 4096, 128
@@ -67,8 +69,11 @@ def _parse_machine(text: str) -> Machine:
     if len(counts) == 2:
         machine.hosts *= counts.pop(0)
     if not _parse_system(machine, head, counts) and not _parse_cpu(machine, head, counts):
-        for number, part in enumerate(head.split("+")):
-            machine.groups.append(_parse_group(machine, part.strip(), counts if number == 0 else []))
+        for number, part in enumerate(part.strip() for part in head.split("+")):
+            if number and (ram := _RAM.fullmatch(part)):
+                machine.ram_bytes = _size(ram[1], text)
+            else:
+                machine.groups.append(_parse_group(machine, part, counts if number == 0 else []))
     for option in options:
         _parse_option(machine, option)
     if sum(group.count for group in machine.groups) > _MOST_DEVICES:
@@ -144,7 +149,7 @@ def _parse_group(machine: Machine, text: str, counts: list[int]) -> Group:
         raise SpecError(f"{machine.text!r}: {word.strip()!r} is no device, machine or CPU that we know", hint=hint)
     if counts:
         group.count *= counts[-1]
-    for part in (part.strip() for part in parts):
+    for part in (part.strip() for whole in parts for part in _LINK_APART.split(whole) if part.strip()):
         if part in _LINKS:
             group.link = _LINKS[part]
         elif part.isdecimal():
@@ -198,7 +203,8 @@ def _stem(word: str) -> str:
 
 
 def _parse_option(machine: Machine, option: str) -> None:
-    key, sign, value = (part.strip() for part in option.lower().partition("="))
+    key, sign, written = (part.strip() for part in option.partition("="))
+    key, value = key.lower(), written.lower()
     if not sign:
         if key in ("desktop", "headless"):
             machine.desktop = key == "desktop"
@@ -216,10 +222,11 @@ def _parse_option(machine: Machine, option: str) -> None:
     elif key == "cores":
         machine.cores = _count(value, machine.text)
     elif key == "net":
-        speed = _SPEED.fullmatch(value)
+        speed = _SPEED.fullmatch(written)
         if speed is None:
             raise SpecError(f"{machine.text!r}: {value!r} is no network speed", hint="write for example net=100Gbps")
-        machine.network_bandwidth = float(speed[1]) * 1e9 / 8
+        # Links are sold in bits; only who writes a capital B means bytes.
+        machine.network_bandwidth = float(speed[1]) * 1e9 / (1 if speed[2] else 8)
     elif key == "cpu":
         counts, word = _multipliers(value, machine.text)
         try:
@@ -230,7 +237,10 @@ def _parse_option(machine: Machine, option: str) -> None:
         raise SpecError(f"{machine.text!r}: {key!r} is no option", hint=_OPTIONS_HINT)
 
 
-_OPTIONS_HINT = "options are ram=, cpu=, cores=, disk=, net=, free=, desktop, headless, nvlink, pcie"
+_OPTIONS_HINT = (
+    "options are ram=, cpu=, cores=, disk=, net=, free=, desktop, headless, nvlink, pcie; "
+    "a + joins other cards in the same machine, a ; other machines"
+)
 
 
 def _count(text: str, whole: str) -> int:

@@ -16,6 +16,7 @@ from plimsoll.errors import SpecError
 
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 16
+_SCHEMA_HINT = "`plimsoll schema` prints what it may hold"
 
 Key = tuple[str | int, ...]
 Place = tuple[int, int]
@@ -98,7 +99,7 @@ def compose(text: str, name: str) -> Document:
     if node is None or node.tag == "tag:yaml.org,2002:null":
         raise SpecError(f"{name} is empty", hint="a spec starts with `models:`")
     if not isinstance(node, yaml.MappingNode):
-        raise _at(node.start_mark, name, "a spec is a mapping that starts with `models:`", hint="see docs/spec.md")
+        raise _at(node.start_mark, name, "a spec is a mapping that starts with `models:`", hint=_SCHEMA_HINT)
     document = Document()
     document.value = _read_node(node, (), document, name)
     return document
@@ -119,7 +120,7 @@ def _refuse_tricks(text: str, name: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise _at(event.start_mark, name, f"nested more than {MAX_DEPTH} deep", hint="see docs/spec.md")
+                raise _at(event.start_mark, name, f"nested more than {MAX_DEPTH} deep", hint=_SCHEMA_HINT)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
