@@ -23,5 +23,9 @@ PY
 plimsoll logs | tail -n 3
 plimsoll down
 [ "$(plimsoll ps --json)" = "[]" ]
-! pgrep -f "plimsoll.engines.serve_" >/dev/null || { echo "an engine was left running"; exit 1; }
+# Every process that Plimsoll starts carries the state directory that it belongs to.
+if grep -lsz "^PLIMSOLL_RUN=.*@$PLIMSOLL_HOME/" /proc/[0-9]*/environ; then
+  echo "an engine was left running"
+  exit 1
+fi
 rm -f "$log"
