@@ -121,7 +121,8 @@ async def serve(state: State, deployment: str, *, report: Report, attached: bool
         await fleet.adopt()
         await fleet.start()
         host, port = gateway.address
-        state.save_deployment(replace(row, gateway=f"{host}:{port}", state="starting"))
+        bracketed = f"[{host}]" if ":" in host else host
+        state.save_deployment(replace(row, gateway=f"{bracketed}:{port}", state="starting"))
         ready = asyncio.ensure_future(fleet.wait_ready())
         stopped = asyncio.ensure_future(over.wait())
         await asyncio.wait([ready, stopped], return_when=asyncio.FIRST_COMPLETED)

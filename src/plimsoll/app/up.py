@@ -193,7 +193,8 @@ class Service:
 def start_service(name: str, spec: Spec, plan: Plan, settings: Settings, *, detach: bool) -> Iterator[Service]:
     """Start the service process; stop it on the way out unless it is to stay (detached, and no error)."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # under nohup a closed terminal is to be survived
+            signal.signal(number, _interrupt)
     with State(settings.state_dir) as state:
         previous = next((row for row in state.deployments() if row.name == name), None)
         deployment = previous.id if previous else uuid.uuid4().hex[:12]
