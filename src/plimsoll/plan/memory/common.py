@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from plimsoll.errors import PlanError
-from plimsoll.facts.hardware import Device
+from plimsoll.facts.hardware import Device, Host
 from plimsoll.facts.model import AttentionGroup, ModelFacts
-from plimsoll.plan.ledger import Entry
+from plimsoll.plan.ledger import DeviceLedger, Entry
 from plimsoll.plan.types import Candidate
 
 # Bytes per cached value. Block formats carry their scale: q8_0 is 32 values and a half float (ggml-common.h);
@@ -124,3 +124,13 @@ def state_bytes(model: ModelFacts) -> float:
 def ceil_to(value: float, step: int) -> int:
     """`value` rounded up to a multiple of `step`."""
     return math.ceil(value / step) * step
+
+
+def ram_ledger(host: Host, entries: Sequence[Entry]) -> DeviceLedger:
+    """A host's RAM with `entries` in it and, beside them, what other processes hold now."""
+    held = host.ram_bytes - host.ram_free_bytes
+    others = Entry(
+        name="other_processes", bytes=held, basis="measured", source="RAM in all less what is free", inside=False
+    )
+    whole = (*entries, others) if held > 0 else tuple(entries)
+    return DeviceLedger(device="RAM", total_bytes=host.ram_bytes, limit_bytes=host.ram_bytes, entries=whole)

@@ -19,6 +19,7 @@ from plimsoll.plan.memory.common import (
     layers_option,
     option,
     other_processes,
+    ram_ledger,
     value_bytes,
 )
 from plimsoll.plan.memory.llamacpp_compute import LATENT_CACHE, OUTPUTS_PER_SLOT, Batch, compute_bytes
@@ -346,12 +347,4 @@ def _host(candidate: Candidate, settings: _Settings, *, layers: int, alone: bool
                 name="prompt_cache", bytes=cache_ram * MIB, basis="derived", source="cache_ram, fills as prompts come"
             )
         )
-    others = host.ram_bytes - host.ram_free_bytes
-    if others > 0:
-        entries.append(
-            Entry(
-                name="other_processes", bytes=others, basis="measured", source="RAM in all less what is free",
-                inside=False,
-            )
-        )  # fmt: skip
-    return DeviceLedger(device="RAM", total_bytes=host.ram_bytes, limit_bytes=host.ram_bytes, entries=tuple(entries))
+    return ram_ledger(host, entries)

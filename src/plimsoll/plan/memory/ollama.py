@@ -13,7 +13,7 @@ from plimsoll.facts.model import ModelFacts
 from plimsoll.facts.sharding import LayerBytes, bytes_by_layer
 from plimsoll.facts.versions import in_range
 from plimsoll.plan.ledger import DeviceLedger, Entry, Ledger
-from plimsoll.plan.memory.common import layers_option, other_processes, value_bytes
+from plimsoll.plan.memory.common import layers_option, other_processes, ram_ledger, value_bytes
 from plimsoll.plan.memory.llamacpp import account as llamacpp
 from plimsoll.plan.types import Candidate
 from plimsoll.units import MIB
@@ -184,12 +184,4 @@ def _host(candidate: Candidate, sizes: LayerBytes, *, offloaded: int, cache: int
         Entry(name="kv_cache", bytes=left * cache, basis="derived", source=f"{_cells(candidate)} cells a layer"),
         Entry(name="compute", bytes=graph, basis="derived", source="Ollama's estimate of the graph"),
     ]
-    others = host.ram_bytes - host.ram_free_bytes
-    if others > 0:
-        entries.append(
-            Entry(
-                name="other_processes", bytes=others, basis="measured", source="RAM in all less what is free",
-                inside=False,
-            )
-        )  # fmt: skip
-    return DeviceLedger(device="RAM", total_bytes=host.ram_bytes, limit_bytes=host.ram_bytes, entries=tuple(entries))
+    return ram_ledger(host, entries)
